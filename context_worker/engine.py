@@ -1,0 +1,61 @@
+"""What a worker asks of its renderer.
+
+The hot path (submits, transfers, fences) runs in C behind `native`; this protocol is the rest, which Python decides.
+All methods are called on the worker's one thread. A method that answers a control record returns the record's status.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ipc.messages import AttachBacking, AttachResource, Capability, Capset, CreateContext, EngineName
+from native.engines import NativeEngine, Status
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an engine found when it started: the driver's strings, and what it can do."""
+
+    renderer: str
+    version: str
+    capabilities: Capability
+
+
+class EngineError(Exception):
+    """The engine cannot start on this machine."""
+
+
+class Engine(Protocol):
+    """One renderer, started, with at most one guest context."""
+
+    @property
+    def name(self) -> EngineName: ...
+
+    @property
+    def native(self) -> NativeEngine: ...
+
+    @property
+    def description(self) -> Description: ...
+
+    def capsets(self) -> list[Capset]:
+        """The capability sets guests are told, as this worker can serve them."""
+        ...
+
+    def create_context(self, message: CreateContext) -> Status:
+        """Make the guest context; fails if there is one."""
+        ...
+
+    def attach_resource(self, message: AttachResource) -> Status:
+        """Make a resource's object here and attach it to the context."""
+        ...
+
+    def detach_resource(self, resource_id: int) -> Status:
+        """Drop a resource's object."""
+        ...
+
+    def attach_backing(self, message: AttachBacking, address: int) -> Status:
+        """Give a resource the memory at `address`, message.length bytes, as its own."""
+        ...
+
+    def detach_backing(self, resource_id: int) -> Status:
+        """Take a resource's memory away."""
+        ...

@@ -1,0 +1,153 @@
+"""The process that all workers are forked from.
+
+It has imported all that a worker needs and has touched no driver: OpenGL drivers do not survive a fork, and some must
+not even be loaded before one. So a worker costs a fork and the start of its driver, not that of an interpreter.
+
+The master starts it as `python -m context_worker.launcher --channel-fd N`, with lockdown.WORKER_ENVIRONMENT in its
+environment, and asks for workers over that channel. It has one thread, answers SpawnWorker by Spawned with a pidfd,
+reaps what ends (Exited), and when the master is gone kills its workers and ends. If it dies itself, the kernel kills
+them.
+"""
+
+import argparse
+import gc
+import logging
+import os
+import selectors
+import signal
+import sys
+from dataclasses import dataclass
+
+from context_worker import lockdown, title, worker
+from context_worker.worker import WorkerStart
+from ipc import messages
+from ipc.channel import Channel
+from ipc.errors import ChannelClosed, ProtocolError
+from ipc.messages import Exited, Spawned, SpawnFailed, SpawnWorker
+from ipc.owned_fd import OwnedFd
+
+log = logging.getLogger(__name__)
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+@dataclass(frozen=True)
+class Child:
+    """One worker that runs: the master's name for it, its process, and the pidfd that says when it ended."""
+
+    worker_id: int
+    pid: int
+    pidfd: OwnedFd
+
+
+class Launcher:
+    """Forks workers and reaps them."""
+
+    def __init__(self, channel: Channel, render_node: str | None) -> None:
+        self._channel = channel
+        self._render_node = render_node
+        self._children: dict[int, Child] = {}  # by pid
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(channel, selectors.EVENT_READ)
+
+    def serve(self) -> None:
+        """Do what the master asks until it is gone. Raises ProtocolError when it asks for what there is not."""
+        try:
+            while True:
+                for key, _ in self._selector.select():
+                    if isinstance(key.data, Child):
+                        self._reap(key.data)
+                    else:
+                        self._answer()
+        except ChannelClosed:
+            log.debug("the master is gone")
+        finally:
+            self._end_children()
+
+    def _answer(self) -> None:
+        message, fds = self._channel.recv()
+        assert isinstance(message, SpawnWorker)  # the channel accepts no other
+        try:
+            self._spawn(message, fds)
+        finally:
+            for fd in fds:
+                fd.close()
+
+    def _spawn(self, message: SpawnWorker, fds: list[OwnedFd]) -> None:
+        start = self._worker_start(message, fds)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._channel.send(SpawnFailed(message.worker_id, error.errno or 0))
+            return
+        if pid == 0:
+            worker.run(start)
+        child = Child(message.worker_id, pid, OwnedFd(os.pidfd_open(pid)))
+        self._children[pid] = child
+        self._selector.register(child.pidfd, selectors.EVENT_READ, child)
+        self._channel.send(Spawned(message.worker_id, pid), [child.pidfd])
+
+    def _worker_start(self, message: SpawnWorker, fds: list[OwnedFd]) -> WorkerStart:
+        channel, ring, staging, worker_doorbell, master_doorbell = (fd.fd for fd in fds)
+        return WorkerStart(
+            engine=message.engine,
+            render_node=self._render_node,
+            parent_pid=os.getpid(),
+            channel_fd=channel,
+            memory_fds=(ring, staging, worker_doorbell, master_doorbell),
+        )
+
+    def _reap(self, child: Child) -> None:
+        pid, wait_status = os.waitpid(child.pid, os.WNOHANG)
+        if pid != child.pid:
+            return
+        self._forget(child)
+        self._channel.send(Exited(child.worker_id, child.pid, wait_status))
+
+    def _forget(self, child: Child) -> None:
+        self._selector.unregister(child.pidfd)
+        child.pidfd.close()
+        del self._children[child.pid]
+
+    def _end_children(self) -> None:
+        for child in list(self._children.values()):
+            signal.pidfd_send_signal(child.pidfd.fd, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+            self._forget(child)
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The command line; exits with code 2 when it is wrong."""
+    parser = argparse.ArgumentParser(prog="context_worker.launcher", description="Starts workers for isorend's master.")
+    parser.add_argument("--channel-fd", type=int, required=True, metavar="N", help="SOCK_SEQPACKET socket to master")
+    parser.add_argument("--render-node", metavar="PATH", help="GPU for the workers; without it, EGL's default")
+    parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS, help="least to log")
+    return parser.parse_args(arguments)
+
+
+def leave_terminal() -> None:
+    """Have a session of our own: a terminal's Ctrl-C is for the master, which ends us in its own order."""
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the master behind --channel-fd; the exit code."""
+    options = parse_arguments(arguments)
+    channel = Channel.from_fd(options.channel_fd, accepts=messages.TO_LAUNCHER)
+    leave_terminal()
+    title.start_logging(getattr(logging, options.log_level))
+    title.set_title(title.launcher_title())
+    lockdown.prctl(lockdown.PR_SET_PDEATHSIG, signal.SIGKILL)  # should the master end before this, the channel says so
+    gc.collect()
+    gc.freeze()  # the collector of a child does not touch, and so copy, what all children share
+    try:
+        Launcher(channel, options.render_node).serve()
+    except ProtocolError as error:
+        log.error("%s", error)
+        return worker.ExitCode.PROTOCOL
+    return worker.ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,60 @@
+"""The null engine: draws nothing and completes everything, for tests and benches of what surrounds an engine."""
+
+from context_worker.engine import Description
+from ipc.messages import AttachBacking, AttachResource, Capability, Capset, CreateContext, EngineName
+from native.engines import NullEngine as NativeNullEngine
+from native.engines import Status
+
+
+class NullEngine:
+    """Keeps count of its context and resources so that wrong ids are answered as a renderer does."""
+
+    name = EngineName.NULL
+
+    def __init__(self) -> None:
+        """Raises OSError when its fence thread cannot be started."""
+        self.native = NativeNullEngine()
+        self.description = Description(renderer="null", version="", capabilities=Capability(0))
+        self._context = 0
+        self._resources: set[int] = set()
+        self._backed: set[int] = set()
+
+    def capsets(self) -> list[Capset]:
+        """None: there is nothing to draw with."""
+        return []
+
+    def create_context(self, message: CreateContext) -> Status:
+        """Remember the context's id."""
+        if self._context:
+            return Status.INVALID_PARAMETER
+        self._context = message.ctx_id
+        return Status.OK
+
+    def attach_resource(self, message: AttachResource) -> Status:
+        """Remember the resource's id."""
+        if not self._context or message.resource_id in self._resources:
+            return Status.INVALID_PARAMETER
+        self._resources.add(message.resource_id)
+        return Status.OK
+
+    def detach_resource(self, resource_id: int) -> Status:
+        """Forget the resource's id."""
+        if resource_id not in self._resources:
+            return Status.INVALID_RESOURCE
+        self._resources.remove(resource_id)
+        self._backed.discard(resource_id)
+        return Status.OK
+
+    def attach_backing(self, message: AttachBacking, address: int) -> Status:
+        """Remember that there is memory; it is never written."""
+        if message.resource_id not in self._resources:
+            return Status.INVALID_RESOURCE
+        self._backed.add(message.resource_id)
+        return Status.OK
+
+    def detach_backing(self, resource_id: int) -> Status:
+        """Forget it."""
+        if resource_id not in self._backed:
+            return Status.INVALID_RESOURCE
+        self._backed.remove(resource_id)
+        return Status.OK

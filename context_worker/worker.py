@@ -1,0 +1,199 @@
+"""The way of one worker, from the fork to its end.
+
+`run` is the list of the stages; what may still be done in each is explained in `lockdown`. There is one thread of
+ours. It spends its life in the consumer's C loop and comes back to Python for control records and for the end.
+"""
+
+import enum
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from context_worker import lockdown, title
+from context_worker.engine import Engine, EngineError
+from context_worker.lockdown import Stage
+from context_worker.null import NullEngine
+from context_worker.virgl import VirglEngine
+from ipc import messages
+from ipc.channel import Channel
+from ipc.errors import ChannelClosed, ProtocolError
+from ipc.messages import (
+    AttachBacking,
+    AttachResource,
+    CapsetsDone,
+    CreateContext,
+    DestroyContext,
+    DetachBacking,
+    DetachResource,
+    EngineName,
+    Message,
+)
+from native.engines import Broken, Consumer, Control, EngineFault, HungUp, Status
+
+log = logging.getLogger(__name__)
+
+_DRAIN_MS = 60_000
+
+
+class ExitCode(enum.IntEnum):
+    """How a worker ends when it ends by itself."""
+
+    OK = 0  # told to, or the master is gone
+    BUG = 1  # an exception nobody expected; its traceback is in the log
+    NO_ENGINE = 2  # the engine does not start on this machine
+    PROTOCOL = 3  # the master said what it never may
+
+
+@dataclass(frozen=True)
+class WorkerStart:
+    """What a worker is born with: its engine and its descriptors, all its own.
+
+    `memory_fds`: ring, staging memory, doorbell towards the worker, doorbell towards the master.
+    """
+
+    engine: EngineName
+    render_node: str | None
+    parent_pid: int
+    channel_fd: int
+    memory_fds: tuple[int, int, int, int]
+
+
+def run(start: WorkerStart) -> NoReturn:
+    """Be a worker, in a process that was forked for it. Never returns: the process ends here."""
+    code = ExitCode.BUG
+    try:
+        be_born(start)
+        stage = Stage.BORN
+        lockdown.restrict()
+        stage = Stage.RESTRICTED
+        lockdown.confine()
+        stage = Stage.CONFINED
+        channel = Channel.from_fd(start.channel_fd, accepts=())
+        engine = load(start, channel)
+        stage = Stage.LOADED
+        if engine is None:
+            code = ExitCode.NO_ENGINE
+        else:
+            consumer = open_ring(start, engine)
+            lockdown.seal()
+            stage = Stage.SEALED
+            code = serve(channel, engine, consumer)
+    except ChannelClosed:
+        code = ExitCode.OK
+    except BaseException:
+        log.exception("ends after the stage %s", stage.name if "stage" in locals() else "before any")
+    finally:
+        # Without exit handlers: those of a driver would meet threads that are still at work.
+        logging.shutdown()
+        os._exit(code)
+
+
+def be_born(start: WorkerStart) -> None:
+    """Stage BORN: let go of everything that is the launcher's."""
+    lockdown.die_with_parent(start.parent_pid)
+    lockdown.close_all_but({0, 1, 2, start.channel_fd, *start.memory_fds})
+    lockdown.reset_signals()
+    title.set_title(title.spare_title(start.engine))
+
+
+def load(start: WorkerStart, channel: Channel) -> Engine | None:
+    """Stage LOADED: start the engine; None if it does not start here, which the master is told."""
+    try:
+        return NullEngine() if start.engine is EngineName.NULL else VirglEngine(start.render_node)
+    except EngineError as error:
+        log.error("%s", error)
+        channel.send(messages.fault(str(error)))
+        return None
+
+
+def open_ring(start: WorkerStart, engine: Engine) -> Consumer:
+    """Map the ring and the staging memory; nothing in them is looked at yet but their header."""
+    ring, staging, worker_doorbell, master_doorbell = start.memory_fds
+    return Consumer(
+        ring_fd=ring,
+        staging_fd=staging,
+        worker_doorbell_fd=worker_doorbell,
+        master_doorbell_fd=master_doorbell,
+        channel_fd=start.channel_fd,
+        engine=engine.native,
+    )
+
+
+def introduce(channel: Channel, engine: Engine) -> None:
+    """Tell the master what there is: Ready, the capability sets, CapsetsDone."""
+    found = engine.description
+    channel.send(messages.ready(os.getpid(), engine.name, found.capabilities, found.renderer, found.version))
+    for capset in engine.capsets():
+        channel.send(capset)
+    channel.send(CapsetsDone())
+
+
+def serve(channel: Channel, engine: Engine, consumer: Consumer) -> ExitCode:
+    """Stage SEALED: execute what comes through the ring until the end."""
+    introduce(channel, engine)
+    decisions = Decisions(engine, consumer)
+    while True:
+        wake = consumer.run()
+        match wake:
+            case Control():
+                try:
+                    ended = decisions.decide(wake)
+                except ProtocolError as error:
+                    return _refuse(channel, f"control record {wake.seq}: {error}")
+                if ended:
+                    return ExitCode.OK
+            case EngineFault():
+                log.debug("%s (%d errors)", wake.text, wake.count)  # for the master to log, once for all workers
+                channel.send(messages.fault(wake.text, wake.count))
+            case HungUp():
+                log.debug("the master is gone")
+                return ExitCode.OK
+            case Broken():
+                return _refuse(channel, f"command ring: {wake.text}")
+
+
+def _refuse(channel: Channel, text: str) -> ExitCode:
+    log.error("%s", text)
+    channel.send(messages.fault(text))
+    return ExitCode.PROTOCOL
+
+
+class Decisions:
+    """What Python does about control records."""
+
+    def __init__(self, engine: Engine, consumer: Consumer) -> None:
+        self._engine = engine
+        self._consumer = consumer
+        self._handlers: dict[type[Message], Callable[..., Status]] = {
+            CreateContext: self._create_context,
+            AttachResource: engine.attach_resource,
+            DetachResource: lambda message: engine.detach_resource(message.resource_id),
+            AttachBacking: self._attach_backing,
+            DetachBacking: lambda message: engine.detach_backing(message.resource_id),
+        }
+
+    def decide(self, control: Control) -> bool:
+        """Do what an open control record says and answer it; True when it was the last. Raises ProtocolError."""
+        message = messages.decode(control.payload, messages.CONTROL)
+        if isinstance(message, DestroyContext):
+            if not self._consumer.drain(_DRAIN_MS):
+                log.warning("the renderer does not finish")
+            self._consumer.finish(Status.OK)
+            return True
+        status = self._handlers[type(message)](message)
+        if status is not Status.OK:
+            log.warning("%s: %s", message, status.name)
+        self._consumer.finish(status)
+        return False
+
+    def _create_context(self, message: CreateContext) -> Status:
+        title.set_title(title.context_title(message.ctx_id, message.name, self._engine.name))
+        return self._engine.create_context(message)
+
+    def _attach_backing(self, message: AttachBacking) -> Status:
+        address = self._consumer.staging(message.offset, message.length)
+        if address is None:
+            raise ProtocolError(f"{message} is not within the staging memory")
+        return self._engine.attach_backing(message, address)

@@ -1,0 +1,271 @@
+"""What master, launcher and workers say to each other.
+
+A message is a frozen dataclass. On the wire it is a 4-byte id, then its fields in order, each of fixed size
+(`ipc.fields`), so a message has one length. A message that travels over a channel declares how many file descriptors
+come with it (`FDS`). The same bytes are the payload of a control record in the command ring, where no descriptor can
+travel.
+
+Decoding is strict: an unknown id, a wrong length or a value out of range is a ProtocolError.
+"""
+
+from dataclasses import dataclass
+from enum import IntFlag, StrEnum
+from typing import Annotated, Any, ClassVar, Self, get_type_hints
+
+from ipc.errors import ProtocolError
+from ipc.fields import I32, IDENT, U32, U64, Blob, Choice, Field, Flags, Text
+
+MAX_CAPSET_BYTES = 8192
+"""The largest capability set that fits a message (virgl 2 is about 1.4 KB)."""
+
+_NAME = Text(72)  # virtio-gpu's debug_name has 64 bytes and need not end with a NUL
+_LINE = Text(256)
+
+
+class EngineName(StrEnum):
+    """The engines a worker can run."""
+
+    VIRGL = "virgl"
+    NULL = "null"
+
+
+class Capability(IntFlag):
+    """What a worker's driver can do with memory that is shared with others."""
+
+    DMABUF_EXPORT = 1  # a texture of the renderer can become a dma-buf
+    DMABUF_IMPORT = 2  # a dma-buf can become a texture
+    MEMFD_IMPORT = 4  # so can a plain memfd; shown by drawing into one
+    RENDER_NODE = 8  # a GPU's render node is behind this worker, not a software renderer
+
+
+class Message:
+    """Base of all messages; subclasses are listed by id in `MESSAGES`."""
+
+    ID: ClassVar[int]
+    FDS: ClassVar[int] = 0
+    _fields: ClassVar[dict[str, Field]]
+
+    @classmethod
+    def fields(cls) -> dict[str, Field]:
+        """The wire fields by name, in their order."""
+        if "_fields" not in cls.__dict__:
+            hints = get_type_hints(cls, include_extras=True)
+            names = getattr(cls, "__dataclass_fields__", {})
+            cls._fields = {name: hints[name].__metadata__[0] for name in names}
+        return cls._fields
+
+    @classmethod
+    def size(cls) -> int:
+        """Bytes of this message on the wire, its id included."""
+        return 4 + sum(field.size for field in cls.fields().values())
+
+    def encode(self) -> bytes:
+        """The bytes of this message. Raises ValueError when a value does not fit its field."""
+        return U32.pack(self.ID) + b"".join(f.pack(getattr(self, name)) for name, f in self.fields().items())
+
+    @classmethod
+    def decode_body(cls, body: bytes) -> Self:
+        """The message whose fields `body` holds, id left out. Raises ProtocolError."""
+        if len(body) != cls.size() - 4:
+            raise ProtocolError(f"{cls.__name__} of {len(body) + 4} bytes, not {cls.size()}")
+        values: dict[str, Any] = {}
+        for name, field in cls.fields().items():
+            values[name] = field.unpack(body[: field.size])
+            body = body[field.size :]
+        return cls(**values)
+
+
+# Master to launcher.
+
+
+@dataclass(frozen=True)
+class SpawnWorker(Message):
+    """Start a worker.
+
+    Descriptors, in this order: the worker's end of its channel (SOCK_SEQPACKET), the ring, the staging memory (both
+    sealed memfds), the doorbell towards the worker, the doorbell towards the master (both eventfds).
+    """
+
+    ID = 1
+    FDS = 5
+    worker_id: Annotated[int, IDENT]
+    engine: Annotated[EngineName, Choice(EngineName)]
+
+
+# Launcher to master.
+
+
+@dataclass(frozen=True)
+class Spawned(Message):
+    """A worker's process exists. Descriptor: its pidfd."""
+
+    ID = 2
+    FDS = 1
+    worker_id: Annotated[int, IDENT]
+    pid: Annotated[int, IDENT]
+
+
+@dataclass(frozen=True)
+class SpawnFailed(Message):
+    """There is no process; `errno` says why."""
+
+    ID = 3
+    worker_id: Annotated[int, IDENT]
+    errno: Annotated[int, U32]
+
+
+@dataclass(frozen=True)
+class Exited(Message):
+    """A worker has ended and was reaped. `wait_status` is as waitpid gives it (os.WIFEXITED and so on)."""
+
+    ID = 4
+    worker_id: Annotated[int, IDENT]
+    pid: Annotated[int, IDENT]
+    wait_status: Annotated[int, I32]
+
+
+# Worker to master, on the worker's channel: Ready, a Capset each, CapsetsDone; after that only Fault.
+
+
+@dataclass(frozen=True)
+class Ready(Message):
+    """The driver is loaded and has drawn. `renderer` and `version` are GL_RENDERER and GL_VERSION."""
+
+    ID = 16
+    pid: Annotated[int, IDENT]
+    engine: Annotated[EngineName, Choice(EngineName)]
+    capabilities: Annotated[Capability, Flags(Capability)]
+    renderer: Annotated[str, _LINE]
+    version: Annotated[str, _LINE]
+
+
+@dataclass(frozen=True)
+class Capset(Message):
+    """One capability set, for VIRTIO_GPU_CMD_GET_CAPSET_INFO and GET_CAPSET (virtio 1.3, 5.7.6.8)."""
+
+    ID = 17
+    capset_id: Annotated[int, IDENT]
+    version: Annotated[int, U32]
+    data: Annotated[bytes, Blob(MAX_CAPSET_BYTES)]
+
+
+@dataclass(frozen=True)
+class CapsetsDone(Message):
+    """All capability sets were sent: the worker now serves its ring."""
+
+    ID = 18
+
+
+@dataclass(frozen=True)
+class Fault(Message):
+    """The engine reported errors, or the worker cannot go on; `count` of them, `text` is the latest."""
+
+    ID = 19
+    count: Annotated[int, U64]
+    text: Annotated[str, _LINE]
+
+
+# Master to worker, as payload of control records.
+
+
+@dataclass(frozen=True)
+class CreateContext(Message):
+    """The guest context of this worker. `capset_id` 0: none was asked for; `name`: the guest's debug_name."""
+
+    ID = 32
+    ctx_id: Annotated[int, IDENT]
+    capset_id: Annotated[int, U32]
+    name: Annotated[str, _NAME]
+
+
+@dataclass(frozen=True)
+class AttachResource(Message):
+    """Make the worker's object of a v1 resource and attach it to the context (RESOURCE_CREATE_3D's fields)."""
+
+    ID = 33
+    resource_id: Annotated[int, IDENT]
+    target: Annotated[int, U32]
+    format: Annotated[int, U32]
+    bind: Annotated[int, U32]
+    width: Annotated[int, U32]
+    height: Annotated[int, U32]
+    depth: Annotated[int, U32]
+    array_size: Annotated[int, U32]
+    last_level: Annotated[int, U32]
+    nr_samples: Annotated[int, U32]
+    flags: Annotated[int, U32]
+
+
+@dataclass(frozen=True)
+class DetachResource(Message):
+    """Detach the worker's object from the context and drop it."""
+
+    ID = 34
+    resource_id: Annotated[int, IDENT]
+
+
+@dataclass(frozen=True)
+class DestroyContext(Message):
+    """Finish what precedes and end the process, with exit code 0."""
+
+    ID = 35
+
+
+@dataclass(frozen=True)
+class AttachBacking(Message):
+    """Give a resource a range of the staging memory as its own.
+
+    There the renderer puts the results of queries (struct virgl_host_query_state, 16 bytes, in a PIPE_BUFFER with
+    VIRGL_BIND_CUSTOM) before the fence behind them completes. The range is the resource's until DetachBacking or
+    DetachResource has been completed.
+    """
+
+    ID = 36
+    resource_id: Annotated[int, IDENT]
+    offset: Annotated[int, U64]
+    length: Annotated[int, U64]
+
+
+@dataclass(frozen=True)
+class DetachBacking(Message):
+    """Take the range that AttachBacking gave away again."""
+
+    ID = 37
+    resource_id: Annotated[int, IDENT]
+
+
+TO_LAUNCHER: tuple[type[Message], ...] = (SpawnWorker,)
+FROM_LAUNCHER: tuple[type[Message], ...] = (Spawned, SpawnFailed, Exited)
+FROM_WORKER: tuple[type[Message], ...] = (Ready, Capset, CapsetsDone, Fault)
+CONTROL: tuple[type[Message], ...] = (
+    CreateContext,
+    AttachResource,
+    DetachResource,
+    DestroyContext,
+    AttachBacking,
+    DetachBacking,
+)
+MESSAGES: dict[int, type[Message]] = {
+    kind.ID: kind for kind in (*TO_LAUNCHER, *FROM_LAUNCHER, *FROM_WORKER, *CONTROL)
+}
+
+
+def decode(data: bytes, accepted: tuple[type[Message], ...]) -> Message:
+    """The message in `data`, one of `accepted`. Raises ProtocolError."""
+    if len(data) < 4:
+        raise ProtocolError(f"a message of {len(data)} bytes")
+    number = int.from_bytes(data[:4], "little")
+    kind = MESSAGES.get(number)
+    if kind is None or kind not in accepted:
+        raise ProtocolError(f"unexpected message {number} ({kind.__name__ if kind else 'unknown'})")
+    return kind.decode_body(data[4:])
+
+
+def fault(text: str, count: int = 1) -> Fault:
+    """A Fault with as much of `text` as fits."""
+    return Fault(count=count, text=_LINE.clip(text))
+
+
+def ready(pid: int, engine: EngineName, capabilities: Capability, renderer: str, version: str) -> Ready:
+    """A Ready with as much of the driver's strings as fits."""
+    return Ready(pid, engine, capabilities, _LINE.clip(renderer), _LINE.clip(version))

@@ -1,0 +1,336 @@
+"""The command line: `isorend COMMAND ...` and `isorend-vhost-user-gpu`, the program that VMMs start.
+
+`isorend` finds its commands in the entry-point group isorend.commands besides the ones made here, so that packages
+which need much more (the demo) can add theirs without being known here.
+"""
+
+import argparse
+import math
+import os
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any, Final, NoReturn, Protocol
+
+from master import capabilities
+from master.listener import ListenError, check_socket_path, connection_from_fd
+from master.logging_setup import LEVELS, printable_line, set_up_logging
+from master.options import DEFAULT_HANG_TIMEOUT_S, DEFAULT_SIZE, DEFAULT_SPARES, ENGINES, ServeOptions
+
+COMMANDS_GROUP: Final = "isorend.commands"
+EXIT_FAILURE: Final = 1
+EXIT_USAGE: Final = 2
+MIN_SIZE: Final = 16
+MAX_SIZE: Final = 16384
+MAX_SPARES: Final = 64
+MAX_HANG_TIMEOUT_S: Final = 3600.0
+
+_SERVE_EPILOG: Final = """\
+examples:
+  {prog} --socket-path=/run/user/1000/gpu.sock
+      Wait there for a VMM, serve it, end when it leaves. With QEMU:
+        qemu-system-x86_64 ... -object memory-backend-memfd,id=ram,size=4G,share=on -machine memory-backend=ram \\
+          -chardev socket,id=gpu,path=/run/user/1000/gpu.sock -device vhost-user-gpu-pci,chardev=gpu
+  {prog} --fd=5
+      Serve the VMM at the other end of an inherited socket, as libvirt starts it.
+  {prog} --socket-path=gpu.sock --keep-listening --render-node=/dev/dri/renderD129
+      Use the second GPU and serve one VMM after the other.
+"""
+_MAIN_EPILOG: Final = """\
+examples:
+  isorend serve --socket-path=/run/user/1000/gpu.sock
+  isorend descriptor | sudo tee /usr/share/qemu/vhost-user/50-isorend-gpu.json
+
+`isorend COMMAND --help` says more about a command.
+"""
+
+
+class Command(Protocol):
+    """A subcommand of `isorend`, as packages provide it."""
+
+    name: str
+    help: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments. May set parser.epilog and parser.description."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """The exit code."""
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Epilogs as they are written; a column wide enough for our options."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line on stderr and exit code 2; long options cannot be abbreviated."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        line = " ".join(message.split())
+        self.exit(EXIT_USAGE, f"{self.prog}: {line} (try {self.prog} --help)\n")
+
+
+class ServeCommand:
+    """`isorend serve`, and all of `isorend-vhost-user-gpu`."""
+
+    name = "serve"
+    help = "serve a VMM as its GPU"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        self._parser = parser
+        parser.description = "A GPU for a virtual machine. Every guest context renders in a process of its own."
+        parser.epilog = _SERVE_EPILOG.format(prog=parser.prog)
+        _add_vmm_options(parser)
+        _add_renderer_options(parser)
+        parser.add_argument(
+            "--print-capabilities", action="store_true", help="print what this program can do as JSON, and end"
+        )
+        parser.add_argument(
+            "--log-level", choices=LEVELS, default="info", help="least level that is logged (%(default)s)"
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        if args.fd is not None and args.keep_listening:
+            self._parser.error("--keep-listening has no meaning with --fd")
+        options = ServeOptions(
+            socket_path=args.socket_path,
+            fd=args.fd,
+            render_node=args.render_node,
+            engine=args.engine,
+            keep_listening=args.keep_listening,
+            spares=args.spares,
+            hang_timeout_s=args.hang_timeout,
+            size=args.size,
+            log_level=args.log_level.upper(),
+        )
+        set_up_logging(options.log_level)
+        from master.service import serve
+
+        return serve(options)
+
+
+def _add_vmm_options(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_argument_group("the VMM (--socket-path or --fd)")
+    either = where.add_mutually_exclusive_group(required=True)
+    either.add_argument("--socket-path", metavar="PATH", type=_socket_path, help="listen on this Unix socket")
+    either.add_argument("--fd", metavar="N", type=_fd, help="use the connected Unix socket inherited as descriptor N")
+    where.add_argument("--keep-listening", action="store_true", help="wait for the next VMM when one leaves")
+    where.add_argument(
+        "--size",
+        metavar="WxH",
+        type=_size,
+        default=DEFAULT_SIZE,
+        help=f"display size if the VMM has no display ({DEFAULT_SIZE[0]}x{DEFAULT_SIZE[1]})",
+    )
+
+
+def _add_renderer_options(parser: argparse.ArgumentParser) -> None:
+    gpu = parser.add_argument_group("what renders")
+    gpu.add_argument("--render-node", metavar="PATH", type=_render_node, help="GPU to use, like /dev/dri/renderD128")
+    gpu.add_argument("--virgl", action="store_true", help="offer 3D by virgl: the default; VMMs give this option")
+    gpu.add_argument("--engine", choices=ENGINES, default="virgl", help="null: accept everything, draw nothing")
+    gpu.add_argument(
+        "--spares",
+        metavar="N",
+        type=_number(int, 0, MAX_SPARES),
+        default=DEFAULT_SPARES,
+        help="workers kept ready for the next contexts (%(default)s)",
+    )
+    gpu.add_argument(
+        "--hang-timeout",
+        metavar="SECONDS",
+        type=_number(float, 0.1, MAX_HANG_TIMEOUT_S),
+        default=DEFAULT_HANG_TIMEOUT_S,
+        help="end a context that makes no progress for so long (%(default)g)",
+    )
+
+
+class DescriptorCommand:
+    """`isorend descriptor`."""
+
+    name = "descriptor"
+    help = "print the file by which libvirt finds this GPU"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        where = f"{capabilities.DESCRIPTOR_DIRECTORY}/{capabilities.DESCRIPTOR_FILE}"
+        parser.description = f"Print the vhost-user back-end descriptor. Its place is {where}."
+        parser.epilog = f"example:\n  {parser.prog} | sudo tee {where}\n"
+        parser.add_argument(
+            "--binary",
+            metavar="PATH",
+            type=_absolute_path,
+            help=f"where {capabilities.BINARY} is; by default beside this program or found by PATH",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        binary = args.binary or _find_binary()
+        if binary is None:
+            _complain("isorend descriptor", f"{capabilities.BINARY} is not installed; say where with --binary")
+            return EXIT_FAILURE
+        print(capabilities.descriptor_json(binary))
+        return 0
+
+
+class BrokenCommand:
+    """An entry point that cannot be loaded: it is listed, and says why when used."""
+
+    def __init__(self, name: str, reason: Exception) -> None:
+        self.name = name
+        self.help = "not available here"
+        self._reason = reason
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.prefix_chars = "\0"  # whatever comes is an argument, so that the reason is told and not a usage error
+        parser.add_argument("ignored", nargs="*", help=argparse.SUPPRESS)
+
+    def run(self, args: argparse.Namespace) -> int:
+        _complain(f"isorend {self.name}", f"not available: {self._reason}")
+        return EXIT_FAILURE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`isorend`: returns the exit code; SystemExit for help, version and wrong arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == [ServeCommand.name] and "--print-capabilities" in arguments:
+        return _print_capabilities()
+    parser = Parser(
+        prog="isorend",
+        description="A GPU for virtual machines that renders every guest context in a process of its own.",
+        epilog=_MAIN_EPILOG,
+    )
+    _add_version(parser)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, title="commands", parser_class=Parser)
+    for command in find_commands():
+        subparser = subparsers.add_parser(command.name, help=command.help)
+        command.configure(subparser)
+        subparser.set_defaults(run=command.run)
+    return _run(parser, arguments, None)
+
+
+def vhost_user_gpu_main(argv: Sequence[str] | None = None) -> int:
+    """`isorend-vhost-user-gpu`: the same as `isorend serve`, by the conventions for vhost-user back-end programs."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--print-capabilities" in arguments:
+        return _print_capabilities()
+    command = ServeCommand()
+    parser = Parser(prog=capabilities.BINARY)
+    _add_version(parser)
+    command.configure(parser)
+    return _run(parser, arguments, command.run)
+
+
+def find_commands() -> list[Command]:
+    """Our commands and those of the entry-point group, by name."""
+    commands: dict[str, Command] = {command.name: command for command in (ServeCommand(), DescriptorCommand())}
+    for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name):
+        try:
+            commands.setdefault(entry.name, entry.load())
+        except (ImportError, AttributeError) as reason:
+            commands.setdefault(entry.name, BrokenCommand(entry.name, reason))
+    return list(commands.values())
+
+
+def _run(parser: Parser, arguments: list[str], run: Callable[[argparse.Namespace], int] | None) -> int:
+    args = parser.parse_args(arguments)
+    try:
+        return (run or args.run)(args)
+    except ListenError as reason:
+        _complain(parser.prog, str(reason))
+        return EXIT_FAILURE
+
+
+def _complain(program: str, message: str) -> None:
+    print(f"{program}: {printable_line(message)}", file=sys.stderr)
+
+
+def _print_capabilities() -> int:
+    """The conventions: print and end, whatever other options there are."""
+    print(capabilities.capabilities_json())
+    return 0
+
+
+def _add_version(parser: Parser) -> None:
+    try:
+        number = version("isorend")
+    except PackageNotFoundError:
+        number = "(not installed)"
+    parser.add_argument("--version", action="version", version=f"isorend {number}")
+
+
+def _find_binary() -> str | None:
+    beside = Path(sys.argv[0]).resolve().parent / capabilities.BINARY
+    found = os.fspath(beside) if beside.is_file() else shutil.which(capabilities.BINARY)
+    return os.path.abspath(found) if found else None
+
+
+# Types of arguments: their ValueErrors would become argparse's own dry words, so they raise ArgumentTypeError.
+
+
+def _socket_path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("empty path")
+    path = Path(text)
+    try:
+        check_socket_path(path)
+    except ListenError as reason:
+        raise argparse.ArgumentTypeError(str(reason)) from reason
+    return path
+
+
+def _fd(text: str) -> int:
+    fd: int = _number(int, 0, 2**31 - 1)(text)
+    try:
+        connection_from_fd(fd).detach()
+    except ListenError as reason:
+        raise argparse.ArgumentTypeError(str(reason)) from reason
+    return fd
+
+
+def _render_node(text: str) -> Path:
+    path = Path(text)
+    try:
+        mode = path.stat().st_mode
+    except OSError as reason:
+        raise argparse.ArgumentTypeError(f"{text}: {reason.strerror}") from reason
+    if not stat.S_ISCHR(mode):
+        raise argparse.ArgumentTypeError(f"{text} is not a device node")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: no permission to use it")
+    return path
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not all(MIN_SIZE <= side <= MAX_SIZE for side in size):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WxH with sides of {MIN_SIZE} to {MAX_SIZE} pixels")
+    return size
+
+
+def _absolute_path(text: str) -> str:
+    if not os.path.isabs(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an absolute path")
+    return text
+
+
+def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], Any]:
+    def convert(text: str) -> int | float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}")
+        return number
+
+    return convert

@@ -1,0 +1,254 @@
+"""The virtio-gpu device behind a front end: what vhost-user messages mean to the plane, the display and the dispatcher.
+
+One object serves one front end's connection. Stopping a queue (GET_VRING_BASE) waits until what was taken from it has been
+answered; that is short unless a worker hangs, and then the worker has to go.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from master import vhost_user_messages as messages
+from master.capsets import Capset
+from master.config_space import ConfigSpace
+from master.contexts import Contexts
+from master.dispatch import Dispatcher
+from master.display import DisplayLink, Headless
+from master.errors import HandlerError
+from master.scanout import Readbacks, Scanouts
+from master.vhost_user import BackendChannel
+from master.vhost_user_messages import MemoryRegion, ProtocolFeature, VringAddress
+from master.virtio_gpu import NUM_QUEUES, Feature, RingFeature
+from native.dataplane import Command, GuestMemory, LaneBroken, Plane, QueueBroken, WorkDone
+from native.owned_fd import OwnedFd
+from resource_table import ResourceTable
+
+log = logging.getLogger(__name__)
+
+NUM_SCANOUTS = 1
+DRAIN_POLL = 0.002  # seconds between looks at a queue that is being stopped
+DRAIN_LIMIT = 5.0  # seconds after which its hanging workers are killed
+
+OFFERED = Feature.VIRGL | Feature.EDID | Feature.RESOURCE_UUID
+RING_FEATURES = RingFeature.VERSION_1 | RingFeature.INDIRECT_DESC | RingFeature.EVENT_IDX
+PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.BACKEND_SEND_FD
+    | ProtocolFeature.RESET_DEVICE
+)
+
+
+@dataclass(slots=True)
+class Ring:
+    """A queue as the front end has described it so far."""
+
+    size: int = 0
+    address: VringAddress | None = None
+    base: int = 0
+
+
+class GpuDevice:
+    """A VhostUserHandler (master.vhost_user)."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        plane: Plane,
+        table: ResourceTable,
+        contexts: Contexts,
+        capsets: list[Capset],
+        size: tuple[int, int],
+    ) -> None:
+        self.reply_vring_base: Callable[[int, int], None] = lambda _index, _base: None
+        """Set by whoever makes the connection: VhostUserBackend.reply_vring_base."""
+        self._loop = loop
+        self._plane = plane
+        self._contexts = contexts
+        self._size = size
+        self._channel: BackendChannel | None = None
+        self._rings = [Ring() for _ in range(NUM_QUEUES)]
+        self._features = 0
+        self._config = ConfigSpace(NUM_SCANOUTS, len(capsets))
+        self._readbacks = Readbacks(plane, contexts)
+        self._scanouts = Scanouts(Headless(*size), NUM_SCANOUTS, self._readbacks)
+        self._dispatcher = Dispatcher(plane, table, contexts, self._scanouts, capsets)
+        self._offered = OFFERED if capsets else OFFERED & ~Feature.VIRGL
+        self._closed = False
+
+    # ---- the data plane
+
+    def pump(self) -> None:
+        """Does everything that the plane has for Python."""
+        while (event := self._plane.take()) is not None:
+            if isinstance(event, Command):
+                self._dispatcher.run(event)
+            elif isinstance(event, WorkDone):
+                if not self._contexts.work_done(event.token, event.status):
+                    self._readbacks.work_done(event)
+            elif isinstance(event, LaneBroken):
+                self._contexts.lane_broken(event.lane)
+            elif isinstance(event, QueueBroken):
+                log.error("queue %d: the driver's available index is impossible; it stands still until reset", event.queue)
+
+    def close(self) -> None:
+        """The front end is gone."""
+        self._closed = True
+        for index in range(NUM_QUEUES):
+            self._plane.queue_stop(index)
+        self.reset_device()
+        self._plane.set_memory(None)
+        self._dispatcher.memory = None
+        self._use_display(None)
+        for index in range(NUM_QUEUES):
+            self._plane.queue_call(index, -1)
+            self._plane.queue_err(index, -1)
+
+    # ---- features
+
+    def get_features(self) -> int:
+        return int(self._offered) | int(RING_FEATURES) | messages.F_PROTOCOL_FEATURES
+
+    def set_features(self, features: int) -> None:
+        self._features = features
+        self._dispatcher.features = Feature(features & int(self._offered))
+        self._plane.set_ring_idx(bool(features & Feature.CONTEXT_INIT & self._offered))
+
+    def get_protocol_features(self) -> ProtocolFeature:
+        return PROTOCOL_FEATURES
+
+    def set_protocol_features(self, features: ProtocolFeature) -> None:
+        log.debug("the front end uses %r", features)
+
+    def set_owner(self) -> None:
+        pass
+
+    def reset_device(self) -> None:
+        self._dispatcher.reset()
+        for index in range(NUM_QUEUES):
+            self._plane.queue_abandon(index)
+        self.pump()
+        self._config.reset()
+
+    # ---- memory
+
+    def set_mem_table(self, regions: list[MemoryRegion]) -> None:
+        memory = GuestMemory()
+        try:
+            for region in regions:
+                memory.add(region.fd.fd, region.gpa, region.size, region.uva, region.mmap_offset)
+        except OSError as error:
+            raise HandlerError(f"memory table: {error}") from error
+        finally:
+            for region in regions:
+                region.fd.close()
+        outside = self._plane.set_memory(memory)
+        self._dispatcher.memory = memory
+        if outside:
+            raise HandlerError(f"{outside} running queues lie outside of the new memory table")
+
+    # ---- queues
+
+    def get_queue_num(self) -> int:
+        return NUM_QUEUES
+
+    def set_vring_num(self, index: int, num: int) -> None:
+        self._rings[index].size = num
+
+    def set_vring_addr(self, address: VringAddress) -> None:
+        self._rings[address.index].address = address
+
+    def set_vring_base(self, index: int, base: int) -> None:
+        self._rings[index].base = base
+
+    def get_vring_base(self, index: int) -> int | None:
+        base = self._plane.queue_stop(index)
+        self._rings[index].base = base
+        self.pump()
+        self._dispatcher.answer_open_questions()
+        if not self._plane.queue_open(index):
+            return base
+        self._drain(index, base, self._loop.time() + DRAIN_LIMIT)
+        return None
+
+    def _drain(self, index: int, base: int, deadline: float) -> None:
+        if self._closed:
+            return
+        if self._plane.queue_open(index):
+            if self._loop.time() < deadline:
+                self._loop.call_later(DRAIN_POLL, self._drain, index, base, deadline)
+                return
+            self._contexts.give_up_on_stuck("did not finish when the VM stopped")
+            self._plane.queue_abandon(index)
+        self.reply_vring_base(index, base)
+
+    def set_vring_kick(self, index: int, fd: OwnedFd | None) -> None:
+        ring = self._rings[index]
+        if fd is None:
+            raise HandlerError("polled queues are not supported")
+        if ring.address is None:
+            raise HandlerError(f"queue {index} has no address")
+        address = ring.address
+        event_idx = bool(self._features & RingFeature.EVENT_IDX)
+        try:
+            self._plane.queue_setup(
+                index, ring.size, address.descriptor, address.available, address.used, ring.base, event_idx
+            )
+            self._plane.queue_start(index, fd.fd)
+        except OSError as error:
+            raise HandlerError(str(error)) from error
+        fd.close()
+        if not self._features & messages.F_PROTOCOL_FEATURES:
+            self._plane.queue_enable(index, True)
+
+    def set_vring_call(self, index: int, fd: OwnedFd | None) -> None:
+        self._plane.queue_call(index, fd.fd if fd is not None else -1)
+        if fd is not None:
+            fd.close()
+
+    def set_vring_err(self, index: int, fd: OwnedFd | None) -> None:
+        self._plane.queue_err(index, fd.fd if fd is not None else -1)
+        if fd is not None:
+            fd.close()
+
+    def set_vring_enable(self, index: int, enabled: bool) -> None:
+        self._plane.queue_enable(index, enabled)
+
+    # ---- configuration space
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        return self._config.read(offset, size)
+
+    def set_config(self, offset: int, data: bytes, flags: int) -> None:
+        self._config.write(offset, data)
+
+    # ---- sockets back to the front end
+
+    def set_backend_channel(self, channel: BackendChannel) -> None:
+        self._channel = channel
+
+    def gpu_set_socket(self, sock: socket.socket) -> None:
+        link = DisplayLink(
+            self._loop,
+            sock,
+            fallback=Headless(*self._size),
+            on_ready=self._scanouts.pump,
+            on_closed=self._display_closed,
+        )
+        self._use_display(link)
+
+    def _display_closed(self, reason: Exception | None) -> None:
+        if not self._closed:
+            log.info("the display is gone%s", f": {reason}" if reason else "")
+            self._use_display(None)
+
+    def _use_display(self, link: DisplayLink | None) -> None:
+        before = self._scanouts.display
+        self._scanouts.use(link or Headless(*self._size))
+        before.close()
+
+

@@ -1,0 +1,247 @@
+"""Scanouts: which resource each shows, and how its pixels get to the display.
+
+Damage gathers in each scanout until the display can take an update, so a slow display costs memory for one rectangle and
+nothing else. Pixels of a guest-only resource are in its shadow. Those of a worker-local one are read back by its home
+worker, in order with everything that the context submitted, and off the data plane. When that worker has died the display
+keeps the last picture.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from master.contexts import Contexts
+from master.display import Display
+from master.display_messages import Cursor
+from master.errors import GuestError
+from master.virtio_gpu import CURSOR_SIZE, ResponseType
+from master.wire import Rect
+from native import dataplane
+from native.dataplane import Plane, Status, WorkDone, convert_to_xrgb
+from resource_table import Image, Resource
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[bytearray | None], None]
+
+
+def union(a: Rect | None, b: Rect) -> Rect:
+    """The smallest rectangle around both."""
+    if a is None:
+        return b
+    x, y = min(a.x, b.x), min(a.y, b.y)
+    right, bottom = max(a.x + a.width, b.x + b.width), max(a.y + a.height, b.y + b.height)
+    return Rect(x, y, right - x, bottom - y)
+
+
+def intersection(a: Rect, b: Rect) -> Rect | None:
+    """What both have in common, or None."""
+    x, y = max(a.x, b.x), max(a.y, b.y)
+    right, bottom = min(a.x + a.width, b.x + b.width), min(a.y + a.height, b.y + b.height)
+    return Rect(x, y, right - x, bottom - y) if right > x and bottom > y else None
+
+
+@dataclass(eq=False, slots=True)
+class Scanout:
+    """What one scanout shows: the part `rect` of a resource."""
+
+    resource: Resource
+    rect: Rect
+    damage: Rect | None = None
+    fetching: Rect | None = None
+    """What a readback under way will bring."""
+    fetched: tuple[Rect, bytearray] | None = None
+    """Pixels that the display could not take yet, in the scanout's coordinates."""
+
+    def unsent(self) -> Rect | None:
+        """All that the display has not seen."""
+        rects = [self.damage, self.fetching, self.fetched[0] if self.fetched else None]
+        unsent: Rect | None = None
+        for rect in rects:
+            unsent = unsent if rect is None else union(unsent, rect)
+        return unsent
+
+
+class Readbacks:
+    """Pixels of resources that live in workers."""
+
+    def __init__(self, plane: Plane, contexts: Contexts) -> None:
+        self._plane = plane
+        self._contexts = contexts
+        self._waiting: dict[int, tuple[int, Image, Rect, Deliver]] = {}
+
+    def start(self, resource: Resource, rect: Rect, deliver: Deliver) -> bool:
+        """Asks the resource's home for a rectangle. deliver(packed x8r8g8b8 pixels, or None if it failed) comes later.
+
+        False if there is nobody to ask: no context has the resource, or its worker died.
+        """
+        if resource.home is None or resource.v1 is None or resource.image is None:
+            return False
+        context = self._contexts.get(resource.home)
+        if context.lost:
+            return False
+        token = self._contexts.new_token()
+        box = dataplane.Rect(rect.x, rect.y, rect.width, rect.height)
+        try:
+            self._plane.readback(context.worker.lane, token, resource.resource_id, resource.v1, box)
+        except OSError as error:
+            log.warning("%s: resource %d cannot be read back: %s", context, resource.resource_id, error)
+            return False
+        self._waiting[token] = (context.ctx_id, resource.image, rect, deliver)
+        return True
+
+    def work_done(self, done: WorkDone) -> bool:
+        """A readback has ended. False if the token is not one of ours."""
+        waiting = self._waiting.pop(done.token, None)
+        if waiting is None:
+            return False
+        ctx_id, image, rect, deliver = waiting
+        if done.status is not Status.OK:
+            if done.status is not Status.LOST:
+                log.warning("ctx %d: a readback for the display failed: %s", ctx_id, done.status.name)
+            deliver(None)
+            return True
+        lane = self._lane(done.lane)
+        if lane is None:
+            deliver(None)
+            return True
+        pixels = lane.staging(done.staging_offset, done.length)
+        packed = dataplane.Rect(0, 0, rect.width, rect.height)
+        xrgb = convert_to_xrgb(image.format, pixels, 4 * rect.width, packed)
+        pixels.release()
+        self._plane.release_readback(lane, done.token)
+        deliver(xrgb)
+        return True
+
+    def _lane(self, number: int) -> dataplane.Lane | None:
+        return self._contexts.lane(number)
+
+
+class Scanouts:
+    """All scanouts of the device, and its cursors."""
+
+    def __init__(self, display: Display, count: int, readbacks: Readbacks) -> None:
+        self._display = display
+        self._count = count
+        self._readbacks = readbacks
+        self._scanouts: dict[int, Scanout] = {}
+
+    @property
+    def display(self) -> Display:
+        """Where the pictures go."""
+        return self._display
+
+    def use(self, display: Display) -> None:
+        """Another display from now on: it is told what is shown, and gets it whole."""
+        self._display = display
+        for scanout_id, scanout in self._scanouts.items():
+            scanout.fetched = None
+            display.set_scanout(scanout_id, scanout.rect.width, scanout.rect.height)
+            scanout.damage = Rect(0, 0, scanout.rect.width, scanout.rect.height)
+            self.pump(scanout_id)
+
+    def check_id(self, scanout_id: int) -> None:
+        """Raises GuestError (INVALID_SCANOUT_ID)."""
+        if scanout_id >= self._count:
+            raise GuestError(ResponseType.ERR_INVALID_SCANOUT_ID, f"scanout {scanout_id}")
+
+    def show(self, scanout_id: int, resource: Resource, rect: Rect) -> None:
+        """SET_SCANOUT. Raises GuestError (INVALID_PARAMETER) if the rectangle is not in a resource that can be shown."""
+        if resource.image is None or not rect.within(resource.image.width, resource.image.height):
+            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"{rect} of resource {resource.resource_id}")
+        before = self._scanouts.get(scanout_id)
+        scanout = self._scanouts[scanout_id] = Scanout(resource, rect)
+        if before is not None and (before.rect.width, before.rect.height) == (rect.width, rect.height):
+            # A page flip: the display keeps its surface, and the flush that follows brings the pixels.
+            scanout.damage = before.unsent()
+        else:
+            self._display.set_scanout(scanout_id, rect.width, rect.height)
+
+    def disable(self, scanout_id: int) -> None:
+        """SET_SCANOUT with resource 0."""
+        if self._scanouts.pop(scanout_id, None) is not None:
+            self._display.disable_scanout(scanout_id)
+
+    def flush(self, resource: Resource, rect: Rect) -> None:
+        """RESOURCE_FLUSH: the rectangle of the resource has new contents, wherever it is shown."""
+        for scanout_id, scanout in self._scanouts.items():
+            if scanout.resource is not resource:
+                continue
+            visible = intersection(rect, scanout.rect)
+            if visible is None:
+                continue
+            inside = Rect(visible.x - scanout.rect.x, visible.y - scanout.rect.y, visible.width, visible.height)
+            scanout.damage = union(scanout.damage, inside)
+            self.pump(scanout_id)
+
+    def forget(self, resource: Resource) -> None:
+        """The resource goes away: scanouts that show it are disabled."""
+        for scanout_id, scanout in list(self._scanouts.items()):
+            if scanout.resource is resource:
+                self.disable(scanout_id)
+
+    def reset(self) -> None:
+        """Device reset."""
+        for scanout_id in list(self._scanouts):
+            self.disable(scanout_id)
+
+    def pump(self, scanout_id: int) -> None:
+        """Sends the display what it can take now; also its on_ready callback."""
+        scanout = self._scanouts.get(scanout_id)
+        if scanout is None or scanout.fetching is not None or (scanout.damage is None and scanout.fetched is None):
+            return
+        if not self._display.ready_for_update(scanout_id):
+            return
+        if scanout.fetched is not None:
+            rect, pixels = scanout.fetched
+            scanout.fetched = None
+            self._display.update(scanout_id, rect, memoryview(pixels))
+            return
+        damage, scanout.damage = scanout.damage, None
+        assert damage is not None
+        self._fetch(scanout_id, scanout, damage)
+
+    def _fetch(self, scanout_id: int, scanout: Scanout, damage: Rect) -> None:
+        resource, image = scanout.resource, scanout.resource.image
+        part = Rect(damage.x + scanout.rect.x, damage.y + scanout.rect.y, damage.width, damage.height)
+        if resource.shadow is not None and image is not None:
+            box = dataplane.Rect(part.x, part.y, part.width, part.height)
+            self._display.update(scanout_id, damage, memoryview(resource.shadow.to_xrgb(image.format, box)))
+            return
+
+        def deliver(pixels: bytearray | None) -> None:
+            scanout.fetching = None
+            if pixels is not None and self._scanouts.get(scanout_id) is scanout:
+                scanout.fetched = (damage, pixels)
+            self.pump(scanout_id)
+
+        if self._readbacks.start(resource, part, deliver):
+            scanout.fetching = damage
+
+    # ---- cursors
+
+    def define_cursor(self, scanout_id: int, resource: Resource, hot: tuple[int, int], at: tuple[int, int]) -> None:
+        """UPDATE_CURSOR with a picture. Raises GuestError if the resource is no cursor."""
+        image = resource.image
+        if image is None or (image.width, image.height) != (CURSOR_SIZE, CURSOR_SIZE):
+            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"resource {resource.resource_id} is no 64x64 picture")
+        whole = Rect(0, 0, CURSOR_SIZE, CURSOR_SIZE)
+
+        def deliver(pixels: bytearray | None) -> None:
+            if pixels is not None:
+                self._display.define_cursor(scanout_id, *at, Cursor(*hot, bytes(pixels)))
+
+        if resource.shadow is not None:
+            deliver(resource.shadow.to_xrgb(image.format, dataplane.Rect(0, 0, CURSOR_SIZE, CURSOR_SIZE)))
+        else:
+            self._readbacks.start(resource, whole, deliver)
+
+    def move_cursor(self, scanout_id: int, x: int, y: int) -> None:
+        """MOVE_CURSOR."""
+        self._display.move_cursor(scanout_id, x, y)
+
+    def hide_cursor(self, scanout_id: int, x: int, y: int) -> None:
+        """UPDATE_CURSOR with resource 0."""
+        self._display.hide_cursor(scanout_id, x, y)
+
+

@@ -1,0 +1,168 @@
+"""The service: one process's life, from the first worker to the last front end.
+
+Front ends are served one at a time. Workers, their launcher and the data plane outlive a front end, so that the next one
+finds warm spares.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from typing import Any
+
+from ipc.messages import EngineName
+from master.blame import Blame
+from master.capsets import Capset, for_guest
+from master.contexts import Contexts
+from master.device import GpuDevice
+from master.hang_watch import HangWatch
+from master.listener import Listener, connection_from_fd
+from master.options import ServeOptions
+from master.supervisor import NoWorkers, Supervisor, ensure_fd_limit
+from master.vhost_user import VhostUserBackend
+from native.dataplane import Plane
+from resource_table import ResourceTable
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """Everything that lives as long as the process."""
+
+    def __init__(self, options: ServeOptions, loop: asyncio.AbstractEventLoop) -> None:
+        self._options = options
+        self._loop = loop
+        self._ended: asyncio.Future[int] = loop.create_future()
+        self._plane = Plane()
+        self._table = ResourceTable()
+        render_node = str(options.render_node) if options.render_node else None
+        self._supervisor = Supervisor(
+            loop, self._plane, EngineName(options.engine), options.spares, render_node, self._fatal, options.log_level
+        )
+        self._contexts = Contexts(self._plane, self._supervisor, self._table, self._blame)
+        self._hang_watch = HangWatch(loop, self._plane, self._contexts, options.hang_timeout_s)
+        self._capsets: list[Capset] = []
+        self._listener: Listener | None = None
+        self._device: GpuDevice | None = None
+        self._front_end: VhostUserBackend | None = None
+
+    async def run(self) -> int:
+        """Serves until the end. Returns the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._end, 0)
+        self._loop.set_exception_handler(self._bug)
+        try:
+            # The path exists before the first worker does: a VMM may connect at once, and is answered when we are ready.
+            if self._options.socket_path is not None:
+                self._listener = Listener(self._options.socket_path)
+            self._plane.start()
+            await self._start_workers()
+            self._hang_watch.start()
+            self._accept_front_ends()
+            return await self._ended
+        finally:
+            self._close()
+
+    async def _start_workers(self) -> None:
+        first = await self._supervisor.start()
+        self._capsets = [for_guest(capset) for capset in first.capsets]
+        if first.ready is not None:
+            log.info("rendering by %s: %s", first.ready.engine, first.ready.renderer)
+        names = ", ".join(f"{capset.capset_id}.{capset.version}" for capset in self._capsets)
+        log.info("capability sets: %s", names or "none")
+
+    def _accept_front_ends(self) -> None:
+        self._loop.add_reader(self._plane, self._pump)
+        if self._listener is not None:
+            log.info("listening on %s", self._options.socket_path)
+            self._loop.add_reader(self._listener, self._accept)
+        else:
+            assert self._options.fd is not None
+            self._serve(connection_from_fd(self._options.fd))
+
+    # ---- front ends
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            connection = self._listener.accept()
+        except BlockingIOError:
+            return
+        if self._front_end is not None:
+            log.warning("refused a second front end: one is being served")
+            connection.close()
+            return
+        self._serve(connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        device = GpuDevice(self._loop, self._plane, self._table, self._contexts, self._capsets, self._options.size)
+        self._device = device
+        self._front_end = VhostUserBackend(self._loop, connection, device, self._front_end_closed)
+        device.reply_vring_base = self._front_end.reply_vring_base
+        log.info("a front end is connected")
+
+    def _front_end_closed(self, reason: Exception | None) -> None:
+        if reason is None:
+            log.info("the front end is gone")
+        else:
+            log.error("the front end is gone: %s", reason)
+        self._drop_front_end()
+        if self._listener is None or not self._options.keep_listening:
+            self._end(0)
+
+    def _drop_front_end(self) -> None:
+        if self._device is not None:
+            self._device.close()
+        self._device = None
+        self._front_end = None
+
+    # ---- events
+
+    def _pump(self) -> None:
+        if self._device is not None:
+            self._device.pump()
+        else:
+            while self._plane.take() is not None:
+                pass  # answers to work of a front end that is gone
+
+    def _blame(self, blame: Blame) -> None:
+        log.error("context lost: %s", blame)
+
+    def _fatal(self, why: str) -> None:
+        log.error("%s", why)
+        self._end(1)
+
+    def _bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception that nobody caught is a bug of ours: say all about it and stop."""
+        log.critical("internal error: %s", context.get("message"), exc_info=context.get("exception"))
+        self._end(70)
+
+    def _end(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+    def _close(self) -> None:
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+        self._hang_watch.stop()
+        if self._front_end is not None:
+            self._front_end.close()
+        self._drop_front_end()
+        self._supervisor.close()
+        self._loop.remove_reader(self._plane)
+        self._plane.close()
+
+
+def serve(options: ServeOptions) -> int:
+    """Runs the service. Returns the exit code. Raises ListenError when there is nothing to serve on."""
+    ensure_fd_limit()
+
+    async def run() -> int:
+        try:
+            return await Service(options, asyncio.get_running_loop()).run()
+        except NoWorkers as error:
+            log.error("%s", error)
+            return 1
+
+    return asyncio.run(run())

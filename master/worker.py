@@ -1,0 +1,65 @@
+"""One worker as the master sees it."""
+
+import select
+import signal
+from dataclasses import dataclass, field
+
+from ipc import messages
+from ipc.channel import Channel
+from ipc.messages import Fault, Message, Ready
+from master.capsets import Capset
+from native.dataplane import Lane
+from native.owned_fd import OwnedFd
+
+FAULTS_KEPT = 8
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    """A worker process, its lane and its channel. It exists for us from the moment we ask for it: its lane takes work
+    before its process has started."""
+
+    worker_id: int
+    lane: Lane
+    channel: Channel
+    pid: int = 0
+    pidfd: OwnedFd | None = None
+    ready: Ready | None = None
+    capsets: list[Capset] = field(default_factory=list)
+    serving: bool = False
+    """All its capability sets have come: it looks at its ring."""
+    dead: bool = False
+    wait_status: int | None = None
+    doom: str | None = None
+    """Why we killed it, if we did."""
+    faults: list[str] = field(default_factory=list)
+    """The engine's latest complaints."""
+
+    def hear(self, message: Message) -> None:
+        """Takes in one message of the worker's. It may lie; all it can do is to describe itself."""
+        if isinstance(message, Ready):
+            self.ready = message
+        elif isinstance(message, messages.Capset):
+            self.capsets.append(Capset(message.capset_id, message.version, message.data))
+        elif isinstance(message, messages.CapsetsDone):
+            self.serving = True
+        elif isinstance(message, Fault):
+            self.faults = [*self.faults[-(FAULTS_KEPT - 1) :], message.text]
+
+    def kill(self, why: str) -> None:
+        """SIGKILL by pidfd, so that it can hit nobody else."""
+        if self.pidfd is not None and not self.dead:
+            self.doom = self.doom or why
+            signal.pidfd_send_signal(self.pidfd.fd, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """Whether its process is over."""
+        return self.pidfd is not None and bool(select.select([self.pidfd], [], [], 0)[0])
+
+    def close(self) -> None:
+        """Closes what is ours of it, its lane apart."""
+        self.channel.close()
+        if self.pidfd is not None:
+            self.pidfd.close()
+            self.pidfd = None
+

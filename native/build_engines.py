@@ -1,0 +1,56 @@
+"""Builds native._engines: the consumer of the command ring and the engines behind it.
+
+This module alone links libvirglrenderer and EGL, so that the master, which uses native._dataplane, never does.
+
+setuptools takes `native/build_engines.py:ffibuilder` (cffi_modules) and runs it in the project's root;
+`python native/build_engines.py [DIR]` builds in place, or into DIR.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from cffi import FFI
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # setuptools runs this file without its package
+from cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, sanitize_flags
+
+SOURCES = ("engine.c", "consumer.c", "null_engine.c", "virgl_engine.c", "virgl_egl.c", "virgl_log.c")
+INCLUDES = ("consumer.h", "null_engine.h", "virgl_engine.h", "virgl_log.h")
+PACKAGES = ("virglrenderer", "egl")
+
+
+def pkg_config(*arguments: str) -> list[str]:
+    """The words pkg-config prints. Raises CalledProcessError where the package is not installed."""
+    return subprocess.run(["pkg-config", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+
+
+def virgl_version() -> int:
+    """Version of libvirglrenderer as ISO_VIRGL_VERSION has it: major * 10000 + minor * 100 + micro."""
+    (text,) = pkg_config("--modversion", "virglrenderer")
+    major, minor, micro = (int(part) for part in text.split("."))
+    return major * 10000 + minor * 100 + micro
+
+
+def make_builder(root: Path = Path()) -> FFI:
+    """The builder, with its sources named relative to `root` (empty for setuptools, which wants relative paths)."""
+    native = root / "native"
+    builder = FFI()
+    builder.cdef((ROOT / "native" / "engines_cdef.h").read_text())
+    builder.set_source(
+        "native._engines",
+        "".join(f'#include "{name}"\n' for name in INCLUDES) + GENERATED,
+        sources=[str(native / "src" / name) for name in SOURCES],
+        include_dirs=[str(native / "src")],
+        depends=headers(native),
+        define_macros=[("ISO_VIRGL_VERSION", str(virgl_version()))],
+        extra_compile_args=[*CFLAGS, *sanitize_flags(), *pkg_config("--cflags", *PACKAGES)],
+        extra_link_args=["-pthread", *sanitize_flags(), *pkg_config("--libs", *PACKAGES)],
+    )
+    return builder
+
+
+if __name__ == "__main__":
+    build_in_place(make_builder(ROOT), "engines", Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+else:
+    ffibuilder = make_builder()

@@ -1,0 +1,454 @@
+"""Typed face of native._dataplane: guest memory, backings, lanes to workers, and the plane that joins them.
+
+Every object here owns its C counterpart and frees it once: close() or the garbage collector, whichever comes first. Sizes,
+offsets and strides are in bytes. The C headers (native/src/plane.h first) tell how the parts work together.
+"""
+
+import errno
+import os
+from dataclasses import astuple, dataclass
+from enum import IntEnum
+from typing import Any
+
+from native._dataplane import ffi, lib
+
+RING_TOTAL_BYTES: int = lib.ISO_RING_TOTAL_BYTES
+MAX_BACKING_ENTRIES: int = lib.ISO_BACKING_MAX_ENTRIES
+MAX_QUEUE_SIZE: int = lib.ISO_VQ_MAX_NUM
+COMPLETE: int = lib.ISO_FLAG_COMPLETE
+FENCE: int = lib.ISO_FLAG_FENCE
+
+COMMAND_BUFFER = 64 * 1024
+
+
+class Status(IntEnum):
+    """How work on a lane ended (enum iso_status); a worker may send other numbers, they count as FAILED."""
+
+    OK = lib.ISO_STATUS_OK
+    FAILED = lib.ISO_STATUS_FAILED
+    INVALID_PARAMETER = lib.ISO_STATUS_INVALID_PARAMETER
+    INVALID_RESOURCE = lib.ISO_STATUS_INVALID_RESOURCE
+    OUT_OF_MEMORY = lib.ISO_STATUS_OUT_OF_MEMORY
+    LOST = lib.ISO_STATUS_LOST
+
+    @classmethod
+    def of(cls, number: int) -> "Status":
+        """The status for a number from a worker."""
+        try:
+            return cls(number)
+        except ValueError:
+            return cls.FAILED
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+    return result
+
+
+class GuestMemory:
+    """Guest RAM, mapped (native/src/guestmem.h). Add the regions, then hand it to a plane; from then on it is read-only."""
+
+    def __init__(self) -> None:
+        handle = lib.iso_guestmem_new()
+        if handle == ffi.NULL:
+            raise MemoryError
+        self.handle = ffi.gc(handle, lib.iso_guestmem_unref)
+
+    def add(self, fd: int, gpa: int, size: int, uva: int, offset: int) -> None:
+        """Maps one region of a vhost-user memory table. Raises OSError (EINVAL, ENOSPC, or what mmap says)."""
+        _check(lib.iso_guestmem_add(self.handle, fd, gpa, size, uva, offset), "memory region")
+
+    def contains(self, gpa: int, length: int) -> bool:
+        """Whether every byte of the range is RAM."""
+        return bool(lib.iso_guestmem_contains(self.handle, gpa, length))
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """A copy of guest memory. Raises OSError (EFAULT) if a byte of it is not RAM."""
+        buffer = ffi.new("uint8_t[]", length or 1)
+        if not lib.iso_guestmem_read(self.handle, gpa, buffer, length):
+            raise OSError(errno.EFAULT, "not guest memory")
+        return bytes(ffi.buffer(buffer, length))
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Writes guest memory. Raises OSError (EFAULT) if a byte of the range is not RAM."""
+        if not lib.iso_guestmem_write(self.handle, gpa, data, len(data)):
+            raise OSError(errno.EFAULT, "not guest memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of bytes in a backing: byte (layer, row, i) lies at offset + layer * layer_stride + row * stride + i."""
+
+    offset: int
+    stride: int
+    row_bytes: int
+    rows: int
+    layer_stride: int = 0
+    layers: int = 1
+
+
+class Backing:
+    """The guest pages behind a resource as one byte range (native/src/backing.h): the iov of {fd, iov, v1}."""
+
+    def __init__(self, memory: GuestMemory, entries: bytes | memoryview, count: int) -> None:
+        """Parses `count` struct virtio_gpu_mem_entry.
+
+        Raises OSError: EINVAL if there are none, too many, fewer bytes than that, or an entry is empty or not RAM; ENOMEM.
+        """
+        if len(entries) < 16 * count:
+            raise OSError(errno.EINVAL, "fewer entries than announced")
+        out = ffi.new("struct iso_backing **")
+        _check(lib.iso_backing_new(memory.handle, ffi.from_buffer(entries), count, out), "backing")
+        self.handle = ffi.gc(out[0], lib.iso_backing_unref)
+        self.nbytes: int = lib.iso_backing_bytes(self.handle)
+        self.pieces: int = lib.iso_backing_pieces(self.handle)
+
+    def close(self) -> None:
+        """Gives up this reference; the plane may hold another for work under way."""
+        ffi.release(self.handle)
+
+    def read_rows(self, memory: GuestMemory, at: Rows, into: memoryview, stride: int) -> bool:
+        """Copies rows out of guest memory, row i to into[i * stride:]. False if they reach past the backing or RAM."""
+        self._fits(at, into, stride)
+        rows = self._rows(at)
+        return bool(lib.iso_backing_read_rows(memory.handle, self.handle, rows, ffi.from_buffer("uint8_t[]", into), stride, 0))
+
+    def write_rows(self, memory: GuestMemory, at: Rows, data: bytes | memoryview, stride: int) -> bool:
+        """Copies rows into guest memory, row i from data[i * stride:]. False if they reach past the backing or RAM."""
+        self._fits(at, data, stride)
+        rows = self._rows(at)
+        return bool(lib.iso_backing_write_rows(memory.handle, self.handle, rows, ffi.from_buffer("uint8_t[]", data), stride, 0))
+
+    @staticmethod
+    def _fits(at: Rows, ours: bytes | memoryview, stride: int) -> None:
+        if at.layers != 1 or at.rows < 1 or stride * (at.rows - 1) + at.row_bytes > len(ours):
+            raise ValueError("rows do not fit the buffer")
+
+    @staticmethod
+    def _rows(at: Rows) -> Any:
+        fields = (at.offset, at.stride, at.layer_stride, at.row_bytes, at.rows, at.layers)
+        return ffi.new("struct iso_rows *", fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Texture:
+    """The v1 arguments of RESOURCE_CREATE_3D (virtio 1.3, 5.7.6.9); targets and formats are virgl's."""
+
+    target: int
+    format: int
+    bind: int
+    width: int
+    height: int
+    depth: int
+    array_size: int
+    last_level: int
+    nr_samples: int
+    flags: int
+
+    def is_valid(self) -> bool:
+        """Whether such a resource could exist: known target and format, sizes that agree with them."""
+        return bool(lib.iso_texture_valid(self.struct()))
+
+    def struct(self) -> Any:
+        """As struct iso_texture."""
+        return ffi.new("struct iso_texture *", astuple(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Rect:
+    """A rectangle in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def is_scanout_format(format: int) -> bool:
+    """Whether it is one of enum virtio_gpu_formats: four bytes a pixel, can be shown."""
+    return bool(lib.iso_pixels_known(format))
+
+
+def convert_to_xrgb(format: int, source: memoryview, stride: int, rect: Rect) -> bytearray:
+    """The rectangle of a picture in `source` (rows `stride` apart) as tightly packed x8r8g8b8 rows.
+
+    Raises ValueError if the rectangle reaches past the source or the format is not one of enum virtio_gpu_formats.
+    """
+    end = (rect.y + rect.height - 1) * stride + 4 * (rect.x + rect.width)
+    if rect.width < 1 or rect.height < 1 or 4 * (rect.x + rect.width) > stride or end > len(source):
+        raise ValueError("rectangle outside the picture")
+    out = bytearray(4 * rect.width * rect.height)
+    start = ffi.from_buffer("uint8_t[]", source) + (rect.y * stride + 4 * rect.x)
+    row = 4 * rect.width
+    if not lib.iso_pixels_to_xrgb(format, start, stride, ffi.from_buffer("uint8_t[]", out), row, rect.width, rect.height):
+        raise ValueError(f"format {format} is not a scanout's")
+    return out
+
+
+class Lane:
+    """The master's end of one worker's rings and its staging memory (native/src/lane.h). Used through a Plane."""
+
+    def __init__(self, number: int, ring_fd: int, staging_fd: int, staging_bytes: int, to_worker: int, from_worker: int):
+        """Maps both memories and duplicates the doorbells. Raises OSError."""
+        handle = lib.iso_lane_new(number, ring_fd, staging_fd, staging_bytes, to_worker, from_worker)
+        if handle == ffi.NULL:
+            raise OSError(ffi.errno, f"lane: {os.strerror(ffi.errno)}")
+        self.handle = handle
+        self.number = number
+
+    def staging(self, offset: int, length: int) -> memoryview:
+        """Staging memory; the worker can write it at any time. Raises ValueError outside of it."""
+        if offset < 0 or length < 0 or offset + length > self.handle.staging_bytes:
+            raise ValueError("outside of staging memory")
+        return memoryview(ffi.buffer(self.handle.staging + offset, length)).toreadonly()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of the guest that Python has to answer: its request is a handle for Plane.complete()."""
+
+    request: int
+    queue: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDone:
+    """What Plane.send() or Plane.readback() started has ended; for a readback, where its pixels lie in staging memory."""
+
+    lane: int
+    token: int
+    status: Status
+    staging_offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneBroken:
+    """A worker broke the rules of its ring; its lane is lost already."""
+
+    lane: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueBroken:
+    """The driver's available index is impossible; the queue stands still until it is set up again."""
+
+    queue: int
+
+
+Event = Command | WorkDone | LaneBroken | QueueBroken
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneStatistics:
+    """Counts since the start: commands taken, handed to Python, answered, answered with an error; malformed chains;
+    interrupts and kicks."""
+
+    commands: int
+    handed: int
+    responses: int
+    errors: int
+    malformed: int
+    calls: int
+    kicks: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneProgress:
+    """A lane now: completions awaited, the record being executed, bytes of records consumed, completions seen,
+    work that waits for room; and counts since the start."""
+
+    waiting: int
+    begun: int
+    consumed: int
+    completed: int
+    backlog: int
+    submits: int
+    submit_bytes: int
+    transfers: int
+    transfer_bytes: int
+
+
+class Plane:
+    """The data plane (native/src/plane.h)."""
+
+    def __init__(self) -> None:
+        self._handle = lib.iso_plane_new()
+        if self._handle == ffi.NULL:
+            raise MemoryError
+        self._event = ffi.new("struct iso_event *")
+        self._buffer = ffi.new("uint8_t[]", COMMAND_BUFFER)
+        self._capacity = COMMAND_BUFFER
+
+    def start(self) -> None:
+        """Starts the thread. Raises OSError."""
+        _check(lib.iso_plane_start(self._handle), "data plane")
+
+    def close(self) -> None:
+        """Stops the thread. All lanes must have been freed."""
+        if self._handle != ffi.NULL:
+            lib.iso_plane_free(self._handle)
+        self._handle = ffi.NULL
+
+    def fileno(self) -> int:
+        """Readable when take() has something."""
+        return int(lib.iso_plane_event_fd(self._handle))
+
+    # ---- memory and queues
+
+    def set_memory(self, memory: GuestMemory | None) -> int:
+        """Replaces guest memory. Returns how many running queues lie outside of it (they stand still)."""
+        return int(lib.iso_plane_set_memory(self._handle, memory.handle if memory else ffi.NULL))
+
+    def queue_setup(self, queue: int, size: int, desc: int, avail: int, used: int, base: int, event_idx: bool) -> None:
+        """Sets a stopped queue up; addresses are the front end's. Raises OSError (EINVAL)."""
+        _check(lib.iso_plane_queue_setup(self._handle, queue, size, desc, avail, used, base, event_idx), f"queue {queue}")
+
+    def queue_call(self, queue: int, fd: int) -> None:
+        """The eventfd that interrupts the guest (duplicated), -1 for none."""
+        _check(lib.iso_plane_queue_call(self._handle, queue, fd), f"queue {queue} call")
+
+    def queue_err(self, queue: int, fd: int) -> None:
+        """The eventfd that tells the front end of a broken queue (duplicated), -1 for none."""
+        _check(lib.iso_plane_queue_err(self._handle, queue, fd), f"queue {queue} err")
+
+    def queue_start(self, queue: int, kick_fd: int) -> None:
+        """Starts a queue with its kick eventfd (duplicated). Raises OSError (EINVAL not set up, EFAULT not in memory)."""
+        _check(lib.iso_plane_queue_start(self._handle, queue, kick_fd), f"queue {queue}")
+
+    def queue_enable(self, queue: int, enable: bool) -> None:
+        """vhost-user VRING_ENABLE."""
+        _check(lib.iso_plane_queue_enable(self._handle, queue, enable), f"queue {queue}")
+
+    def queue_stop(self, queue: int) -> int:
+        """Takes no more from it. Returns the next available index; queue_open() tells what is still under way."""
+        return int(lib.iso_plane_queue_stop(self._handle, queue))
+
+    def queue_open(self, queue: int) -> int:
+        """Requests taken and not yet on the used ring."""
+        return int(lib.iso_plane_queue_open(self._handle, queue))
+
+    def queue_abandon(self, queue: int) -> None:
+        """Answers what Python still has open of a queue with ERR_UNSPEC."""
+        lib.iso_plane_queue_abandon(self._handle, queue)
+
+    def set_ring_idx(self, enabled: bool) -> None:
+        """Whether VIRTIO_GPU_F_CONTEXT_INIT was negotiated: fences may then have timelines of their own."""
+        lib.iso_plane_set_ring_idx(self._handle, enabled)
+
+    # ---- commands
+
+    def take(self) -> Event | None:
+        """The next event. None also means that everything taken before has been placed, and notifies the guest."""
+        event = self._event
+        while (got := lib.iso_plane_take(self._handle, event, self._buffer, self._capacity)) != 0:
+            if got == -errno.ENOBUFS:
+                self._make_room(event)
+                continue
+            kind = event.kind
+            if kind == lib.ISO_EVENT_COMMAND:
+                return Command(event.request, event.queue, bytes(ffi.buffer(self._buffer, event.len)))
+            if kind == lib.ISO_EVENT_WORK_DONE:
+                status = Status.of(event.status)
+                return WorkDone(event.lane, event.token, status, event.staging_offset, event.len)
+            if kind == lib.ISO_EVENT_LANE_BROKEN:
+                return LaneBroken(event.lane)
+            if kind == lib.ISO_EVENT_QUEUE_BROKEN:
+                return QueueBroken(event.queue)
+        if self._capacity > COMMAND_BUFFER:
+            self._buffer = ffi.new("uint8_t[]", COMMAND_BUFFER)
+            self._capacity = COMMAND_BUFFER
+        return None
+
+    def _make_room(self, event: Any) -> None:
+        """For a command longer than the buffer. The plane refuses those over MAX_COMMAND itself."""
+        self._capacity = event.len
+        self._buffer = ffi.new("uint8_t[]", self._capacity)
+
+    def complete(self, request: int, response: int, payload: bytes = b"") -> bool:
+        """Answers a command. False if it is no longer open (its queue was abandoned)."""
+        return bool(lib.iso_plane_complete(self._handle, request, response, payload, len(payload)) == 0)
+
+    def flush(self) -> None:
+        """Notifies the guest of answers given outside of a take() loop."""
+        lib.iso_plane_flush(self._handle)
+
+    # ---- lanes
+
+    def add_lane(self, lane: Lane) -> None:
+        """Listens to the lane's doorbell from now on. Raises OSError."""
+        _check(lib.iso_plane_lane_add(self._handle, lane.handle), "lane")
+
+    def bind_lane(self, lane: Lane, ctx_id: int) -> None:
+        """Commands of the context go to this lane. Raises OSError (EEXIST)."""
+        _check(lib.iso_plane_lane_bind(self._handle, lane.handle, ctx_id), f"context {ctx_id}")
+
+    def forget_context(self, ctx_id: int) -> None:
+        """The context is destroyed and its id free again; what was placed before still runs."""
+        lib.iso_plane_context_forget(self._handle, ctx_id)
+
+    def lose_lane(self, lane: Lane) -> None:
+        """The worker is gone: everything under way there is answered with an error."""
+        lib.iso_plane_lane_lost(self._handle, lane.handle)
+
+    def free_lane(self, lane: Lane) -> None:
+        """Loses and unmaps it. Its context, if not forgotten, is answered ERR_UNSPEC from then on."""
+        handle, lane.handle = lane.handle, ffi.NULL
+        if handle != ffi.NULL:
+            lib.iso_plane_lane_free(self._handle, handle)
+
+    def send(self, lane: Lane, data: bytes, flags: int = 0, token: int = 0) -> None:
+        """Places a control message behind everything of the context. Raises BrokenPipeError if the worker is gone."""
+        _check(lib.iso_plane_lane_send(self._handle, lane.handle, flags, token, data, len(data)), "lane")
+
+    def readback(self, lane: Lane, token: int, resource_id: int, texture: Texture, rect: Rect) -> None:
+        """Reads a rectangle of level 0 into staging memory, rows packed; WorkDone tells where; then release_readback().
+
+        Raises OSError: EINVAL rectangle outside the resource, ENOSPC larger than staging memory, EPIPE worker gone.
+        """
+        box = ffi.new("struct iso_box *", (rect.x, rect.y, 0, rect.width, rect.height, 1))
+        code = lib.iso_plane_lane_readback(self._handle, lane.handle, token, resource_id, texture.struct(), box)
+        _check(code, "readback")
+
+    def release_readback(self, lane: Lane, token: int) -> None:
+        """Gives the staging memory of a finished readback back."""
+        lib.iso_plane_lane_release(self._handle, lane.handle, token)
+
+    def progress(self, lane: Lane) -> LaneProgress:
+        """How far the worker is."""
+        out = ffi.new("struct iso_lane_progress *")
+        lib.iso_plane_lane_progress(self._handle, lane.handle, out)
+        return LaneProgress(*(getattr(out, name) for name in LaneProgress.__slots__))
+
+    # ---- resources, as the fast path needs them
+
+    def set_resource(self, resource_id: int, texture: Texture) -> None:
+        """Raises OSError (EEXIST, ENOMEM)."""
+        _check(lib.iso_plane_resource_set(self._handle, resource_id, texture.struct()), f"resource {resource_id}")
+
+    def set_backing(self, resource_id: int, backing: Backing | None) -> None:
+        """Raises OSError (ENOENT)."""
+        handle = backing.handle if backing else ffi.NULL
+        _check(lib.iso_plane_resource_backing(self._handle, resource_id, handle), f"resource {resource_id}")
+
+    def attach_resource(self, resource_id: int, ctx_id: int) -> None:
+        """Lets the context transfer to and from the resource. Raises OSError (ENOENT, ENOMEM)."""
+        _check(lib.iso_plane_resource_attach(self._handle, resource_id, ctx_id), f"resource {resource_id}")
+
+    def detach_resource(self, resource_id: int, ctx_id: int) -> None:
+        """The opposite of attach_resource()."""
+        lib.iso_plane_resource_detach(self._handle, resource_id, ctx_id)
+
+    def remove_resource(self, resource_id: int) -> None:
+        """Forgets it; work under way keeps what it needs."""
+        lib.iso_plane_resource_remove(self._handle, resource_id)
+
+    def statistics(self) -> PlaneStatistics:
+        """Counts since the start."""
+        out = ffi.new("struct iso_plane_stats *")
+        lib.iso_plane_get_stats(self._handle, out)
+        return PlaneStatistics(*(getattr(out, name) for name in PlaneStatistics.__slots__))
+
+

@@ -1,0 +1,255 @@
+"""Typed face of native._engines: the consumer of a worker's command ring and the engines it drives.
+
+Shapes: sizes and offsets are in bytes, `seq` is the sequence number of a ring record, `status` an iso_status of
+native/src/ring.h. Importing this module loads libvirglrenderer and libEGL (without touching a driver), so only workers
+and their launcher may.
+"""
+
+import errno
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from native._engines import ffi, lib
+
+RING_TOTAL_BYTES: int = lib.ISO_RING_TOTAL_BYTES
+
+
+def _text(array: Any) -> str:
+    return bytes(ffi.buffer(array)).partition(b"\0")[0].decode("ascii", "replace")
+
+
+class Status(IntEnum):
+    """How a ring record ended (enum iso_status)."""
+
+    OK = lib.ISO_STATUS_OK
+    FAILED = lib.ISO_STATUS_FAILED
+    INVALID_PARAMETER = lib.ISO_STATUS_INVALID_PARAMETER
+    INVALID_RESOURCE = lib.ISO_STATUS_INVALID_RESOURCE
+    OUT_OF_MEMORY = lib.ISO_STATUS_OUT_OF_MEMORY
+
+
+def status_of(error: int) -> Status:
+    """The status that answers a record whose execution ended with the positive errno `error` (0: none)."""
+    known = {
+        0: Status.OK,
+        errno.EINVAL: Status.INVALID_PARAMETER,
+        errno.ENOENT: Status.INVALID_RESOURCE,
+        errno.ENOMEM: Status.OUT_OF_MEMORY,
+    }
+    return known.get(error, Status.FAILED)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control record is open: its payload is one message of ipc.messages. Answer it with Consumer.finish()."""
+
+    seq: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class HungUp:
+    """The other end of the channel is closed: the master is gone."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The ring holds what it never may."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class EngineFault:
+    """The engine reported `count` errors since the last such wake; `text` is the latest."""
+
+    text: str
+    count: int
+
+
+Wake = Control | HungUp | Broken | EngineFault
+
+
+@dataclass(frozen=True)
+class ConsumerStatistics:
+    """Counts since the start: records (of which submits and transfers), fences, completions, sleeps, doorbells rung."""
+
+    records: int
+    submits: int
+    transfers: int
+    fences: int
+    completions: int
+    sleeps: int
+    doorbells: int
+
+
+@dataclass(frozen=True)
+class ResourceArguments:
+    """VIRTIO_GPU_CMD_RESOURCE_CREATE_3D (virtio 1.3, 5.7.6.8), as virglrenderer takes it."""
+
+    resource_id: int
+    target: int
+    format: int
+    bind: int
+    width: int
+    height: int
+    depth: int
+    array_size: int
+    last_level: int
+    nr_samples: int
+    flags: int
+
+
+class NativeEngine:
+    """A struct iso_engine that a Consumer can drive."""
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer = pointer
+
+
+class NullEngine(NativeEngine):
+    """Does nothing, completes everything; see native/src/null_engine.h for what a SUBMIT may ask of it."""
+
+    def __init__(self) -> None:
+        """Raises OSError when the fence thread cannot be started."""
+        pointer = lib.iso_null_engine_new()
+        if pointer == ffi.NULL:
+            raise OSError(ffi.errno, os.strerror(ffi.errno))
+        super().__init__(pointer)
+
+    def close(self) -> None:
+        """Complete what is pending and end the fence thread."""
+        if self.pointer != ffi.NULL:
+            lib.iso_null_engine_free(self.pointer)
+            self.pointer = ffi.NULL
+
+
+class VirglEngine(NativeEngine):
+    """libvirglrenderer with one guest context. There can be one of these in the life of a process."""
+
+    def __init__(self, egl_display: int, egl_config: int, *, gles: bool) -> None:
+        """Initialise virglrenderer on an EGLDisplay and EGLConfig (addresses). Raises OSError when it refuses."""
+        text = ffi.new("char[256]")
+        pointer = lib.iso_virgl_engine_init(
+            ffi.cast("void *", egl_display), ffi.cast("void *", egl_config), gles, text, ffi.sizeof(text)
+        )
+        if pointer == ffi.NULL:
+            raise OSError(ffi.errno, _text(text))
+        super().__init__(pointer)
+
+    def started(self) -> None:
+        """End of the start: from now on virglrenderer's messages are logged."""
+        lib.iso_virgl_started()
+
+    def capset(self, capset_id: int) -> tuple[int, bytes] | None:
+        """Newest version and bytes of a capability set, None if virglrenderer has no such set."""
+        version, size = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        lib.iso_virgl_capset_size(capset_id, version, size)
+        if size[0] == 0:
+            return None
+        data = ffi.new("uint8_t[]", size[0])
+        lib.iso_virgl_capset_fill(capset_id, version[0], data)
+        return version[0], bytes(ffi.buffer(data))
+
+    def context_create(self, ctx_id: int, capset_id: int, name: str) -> int:
+        """Create the guest context; 0 or a positive errno. `name` is shown in virglrenderer's messages."""
+        return int(lib.iso_virgl_context_create(ctx_id, capset_id, name.encode("ascii", "replace")))
+
+    def context_destroy(self) -> None:
+        """Destroy the guest context, if there is one."""
+        lib.iso_virgl_context_destroy()
+
+    def resource_attach(self, arguments: ResourceArguments) -> int:
+        """Make a resource and attach it to the context; 0 or a positive errno."""
+        resource = ffi.new("struct iso_virgl_resource *", vars(arguments))
+        return int(lib.iso_virgl_resource_attach(resource))
+
+    def resource_detach(self, resource_id: int) -> int:
+        """Detach a resource and drop it; 0 or ENOENT."""
+        return int(lib.iso_virgl_resource_detach(resource_id))
+
+    def backing_attach(self, resource_id: int, address: int, length: int) -> int:
+        """Give a resource `length` bytes at `address`, which must stay mapped; 0 or a positive errno."""
+        return int(lib.iso_virgl_backing_attach(resource_id, ffi.cast("uint8_t *", address), length))
+
+    def backing_detach(self, resource_id: int) -> int:
+        """Take a resource's memory away; 0 or ENOENT."""
+        return int(lib.iso_virgl_backing_detach(resource_id))
+
+
+def virgl_version() -> tuple[int, int, int]:
+    """Version of libvirglrenderer that this was compiled against."""
+    number = int(lib.iso_virgl_version())
+    return number // 10000, number // 100 % 100, number % 100
+
+
+def set_virgl_log_prefix(prefix: str) -> None:
+    """Begin each of virglrenderer's lines on stderr with `prefix`."""
+    lib.iso_virgl_log_set_prefix(prefix.encode("ascii", "replace"))
+
+
+class Consumer:
+    """Takes records out of one command ring and has one engine execute them (native/src/consumer.h)."""
+
+    def __init__(
+        self,
+        *,
+        ring_fd: int,
+        staging_fd: int,
+        worker_doorbell_fd: int,
+        master_doorbell_fd: int,
+        channel_fd: int,
+        engine: NativeEngine,
+    ) -> None:
+        """The descriptors stay the caller's and must outlive the consumer.
+
+        Raises OSError: EPROTO if the memory is not a sealed ring of this version, or what mmap says.
+        """
+        self._engine = engine  # kept alive: C has its address
+        self._event: Any = ffi.new("struct iso_wake_event *")
+        self._consumer = lib.iso_consumer_new(
+            ring_fd, staging_fd, worker_doorbell_fd, master_doorbell_fd, channel_fd, engine.pointer
+        )
+        if self._consumer == ffi.NULL:
+            raise OSError(ffi.errno, os.strerror(ffi.errno))
+
+    def run(self) -> Wake:
+        """Consume until Python has something to decide. Runs without the interpreter lock."""
+        event = self._event
+        reason = lib.iso_consumer_run(self._consumer, event)
+        if reason == lib.ISO_WAKE_CONTROL:
+            return Control(seq=event.seq, payload=bytes(ffi.buffer(event.payload, event.payload_len)))
+        if reason == lib.ISO_WAKE_HANGUP:
+            return HungUp()
+        text = _text(event.text)
+        if reason == lib.ISO_WAKE_FAULT:
+            return EngineFault(text=text, count=event.faults)
+        return Broken(text=text)
+
+    def finish(self, status: Status) -> None:
+        """Answer the open control record as its flags ask, and step past it. Raises RuntimeError if none is open."""
+        if lib.iso_consumer_finish(self._consumer, int(status)):
+            raise RuntimeError("no control record is open")
+
+    def drain(self, timeout_ms: int) -> bool:
+        """Wait until every fence created so far is completed; False after `timeout_ms` or when the master is gone."""
+        return bool(lib.iso_consumer_drain(self._consumer, timeout_ms) == 0)
+
+    def staging(self, offset: int, length: int) -> int | None:
+        """Address of a range of the staging memory, None if it is not within."""
+        address = lib.iso_consumer_staging(self._consumer, offset, length)
+        return None if address == ffi.NULL else int(ffi.cast("uintptr_t", address))
+
+    def statistics(self) -> ConsumerStatistics:
+        """Counts since the start."""
+        raw = ffi.new("struct iso_consumer_statistics *")
+        lib.iso_consumer_statistics(self._consumer, raw)
+        return ConsumerStatistics(**{name: getattr(raw, name) for name in ConsumerStatistics.__dataclass_fields__})
+
+    def close(self) -> None:
+        """Unmap the memory. The engine must not complete a fence any more."""
+        if self._consumer != ffi.NULL:
+            lib.iso_consumer_free(self._consumer)
+            self._consumer = ffi.NULL

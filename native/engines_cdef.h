@@ -1,0 +1,77 @@
+/* What Python sees of native/src of the worker's engines; read by cffi, so without preprocessor. */
+
+#define ISO_RING_MAGIC ...
+#define ISO_RING_VERSION ...
+#define ISO_RING_CMD_BYTES ...
+#define ISO_RING_CPL_ENTRIES ...
+#define ISO_RING_RECORD_ALIGN ...
+#define ISO_RING_CMD_OFFSET ...
+#define ISO_RING_CPL_OFFSET ...
+#define ISO_RING_MAX_PAYLOAD ...
+#define ISO_RING_TOTAL_BYTES ...
+#define ISO_VIRGL_NAME_MAX ...
+
+enum iso_record_type {
+    ISO_RECORD_PAD, ISO_RECORD_SUBMIT, ISO_RECORD_TRANSFER_WRITE, ISO_RECORD_TRANSFER_READ, ISO_RECORD_FENCE,
+    ISO_RECORD_CONTROL, ...
+};
+enum iso_record_flags { ISO_FLAG_COMPLETE, ISO_FLAG_FENCE, ... };
+enum iso_status {
+    ISO_STATUS_OK, ISO_STATUS_FAILED, ISO_STATUS_INVALID_PARAMETER, ISO_STATUS_INVALID_RESOURCE,
+    ISO_STATUS_OUT_OF_MEMORY, ISO_STATUS_LOST, ...
+};
+enum iso_wake { ISO_WAKE_CONTROL, ISO_WAKE_HANGUP, ISO_WAKE_BROKEN, ISO_WAKE_FAULT, ... };
+enum iso_null_opcode {
+    ISO_NULL_NOP, ISO_NULL_BUSY, ISO_NULL_ABORT, ISO_NULL_HANG, ISO_NULL_FAIL, ISO_NULL_DELAY, ...
+};
+
+struct iso_engine;
+struct iso_consumer;
+
+struct iso_wake_event {
+    uint32_t reason;
+    uint32_t flags;
+    uint64_t seq;
+    uint32_t ring_idx;
+    uint32_t payload_len;
+    const uint8_t *payload;
+    uint64_t faults;
+    char text[256];
+};
+
+struct iso_consumer_statistics {
+    uint64_t records, submits, transfers, fences, completions, sleeps, doorbells;
+};
+
+struct iso_virgl_resource {
+    uint32_t resource_id;
+    uint32_t target, format, bind;
+    uint32_t width, height, depth, array_size;
+    uint32_t last_level, nr_samples, flags;
+};
+
+struct iso_consumer *iso_consumer_new(int ring_fd, int staging_fd, int worker_doorbell, int master_doorbell, int channel_fd,
+                                      struct iso_engine *engine);
+void iso_consumer_free(struct iso_consumer *consumer);
+uint32_t iso_consumer_run(struct iso_consumer *consumer, struct iso_wake_event *event);
+int iso_consumer_finish(struct iso_consumer *consumer, uint32_t status);
+int iso_consumer_drain(struct iso_consumer *consumer, int timeout_ms);
+uint8_t *iso_consumer_staging(struct iso_consumer *consumer, uint64_t offset, uint64_t len);
+void iso_consumer_statistics(struct iso_consumer *consumer, struct iso_consumer_statistics *statistics);
+
+struct iso_engine *iso_null_engine_new(void);
+void iso_null_engine_free(struct iso_engine *engine);
+
+struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, char *error_text, size_t error_size);
+void iso_virgl_started(void);
+void iso_virgl_capset_size(uint32_t id, uint32_t *version, uint32_t *size);
+void iso_virgl_capset_fill(uint32_t id, uint32_t version, void *bytes);
+int iso_virgl_context_create(uint32_t ctx_id, uint32_t capset_id, const char *name);
+void iso_virgl_context_destroy(void);
+int iso_virgl_resource_attach(const struct iso_virgl_resource *resource);
+int iso_virgl_resource_detach(uint32_t resource_id);
+int iso_virgl_backing_attach(uint32_t resource_id, uint8_t *memory, uint64_t len);
+int iso_virgl_backing_detach(uint32_t resource_id);
+uint32_t iso_virgl_version(void);
+
+void iso_virgl_log_set_prefix(const char *prefix);

@@ -1,0 +1,298 @@
+/* Work on its way to workers and back. */
+#include "plane_state.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static uint32_t response_of(uint32_t status)
+{
+    switch (status) {
+    case ISO_STATUS_OK:
+        return ISO_RESP_OK_NODATA;
+    case ISO_STATUS_INVALID_PARAMETER:
+        return ISO_RESP_ERR_INVALID_PARAMETER;
+    case ISO_STATUS_INVALID_RESOURCE:
+        return ISO_RESP_ERR_INVALID_RESOURCE_ID;
+    case ISO_STATUS_OUT_OF_MEMORY:
+        return ISO_RESP_ERR_OUT_OF_MEMORY;
+    default:
+        return ISO_RESP_ERR_UNSPEC;
+    }
+}
+
+/* The end of a piece of work: the guest's request is answered, or Python is told. */
+static void work_done(struct iso_plane *plane, struct iso_lane *lane, struct iso_work *work, uint32_t status)
+{
+    if (work->kind == ISO_WORK_TRANSFER_READ && status == ISO_STATUS_OK &&
+        !iso_backing_write_rows(plane->mem, work->backing, &work->rows, lane->staging + work->transfer.offset,
+                                work->transfer.stride, work->transfer.layer_stride))
+        status = ISO_STATUS_INVALID_PARAMETER; /* guest memory changed under it */
+    iso_backing_unref(work->backing);
+    work->backing = NULL;
+    if (work->request) {
+        iso_request_answer(plane, work->request, response_of(status), NULL, 0);
+        return;
+    }
+    if (work->flags)
+        iso_plane_post(plane, (struct iso_event){.kind = ISO_EVENT_WORK_DONE, .lane = lane->id, .token = work->token,
+                                                 .status = status, .staging_offset = work->transfer.offset, .len = work->transfer.len});
+    free(work->bytes);
+    free(work);
+}
+
+/* A request whose command stream has been copied is answered now if nobody fenced it. */
+static void placed(struct iso_plane *plane, struct iso_lane *lane, struct iso_work *work, enum iso_place place)
+{
+    if (place == ISO_PLACE_SENT)
+        work_done(plane, lane, work, ISO_STATUS_OK);
+    else if (place == ISO_PLACE_REFUSED)
+        work_done(plane, lane, work, lane->lost ? ISO_STATUS_LOST : ISO_STATUS_INVALID_PARAMETER);
+}
+
+static void backlog_flush(struct iso_plane *plane, struct iso_lane *lane)
+{
+    while (lane->backlog_first) {
+        struct iso_work *work = lane->backlog_first;
+        enum iso_place place = iso_lane_place(lane, work, plane->mem);
+        if (place == ISO_PLACE_FULL) {
+            if (iso_lane_want_room(lane))
+                continue;
+            break;
+        }
+        lane->backlog_first = work->next;
+        if (!lane->backlog_first)
+            lane->backlog_last = NULL;
+        lane->backlog_count--;
+        placed(plane, lane, work, place);
+    }
+    iso_lane_publish(lane);
+}
+
+/* Everything under way on the lane ends with an error; nothing more is placed. */
+static void lose(struct iso_plane *plane, struct iso_lane *lane)
+{
+    lane->lost = true;
+    for (uint32_t i = 0; i < lane->pending_count; i++) {
+        struct iso_pending *pending = &lane->pending[(lane->pending_first + i) % ISO_LANE_MAX_PENDING];
+        struct iso_work *work = pending->work;
+        pending->work = NULL;
+        if (work && !pending->done)
+            work_done(plane, lane, work, ISO_STATUS_LOST);
+        pending->done = true;
+    }
+    lane->pending_count = 0;
+    while (lane->backlog_first) {
+        struct iso_work *work = lane->backlog_first;
+        lane->backlog_first = work->next;
+        work_done(plane, lane, work, ISO_STATUS_LOST);
+    }
+    lane->backlog_last = NULL;
+    lane->backlog_count = 0;
+}
+
+static void broken(struct iso_plane *plane, struct iso_lane *lane)
+{
+    lose(plane, lane);
+    if (!lane->reported)
+        iso_plane_post(plane, (struct iso_event){.kind = ISO_EVENT_LANE_BROKEN, .lane = lane->id});
+    lane->reported = true;
+}
+
+void iso_lane_route(struct iso_plane *plane, struct iso_lane *lane, struct iso_work *work)
+{
+    enum iso_place place = lane->backlog_first ? ISO_PLACE_FULL : iso_lane_place(lane, work, plane->mem);
+    if (place == ISO_PLACE_FULL) {
+        iso_lane_backlog(lane, work);
+        backlog_flush(plane, lane);
+    } else {
+        iso_lane_publish(lane);
+        placed(plane, lane, work, place);
+    }
+    if (lane->lost)
+        broken(plane, lane); /* the worker's tail made no sense while we placed */
+}
+
+static bool take_completion(struct iso_plane *plane, struct iso_lane *lane, const struct iso_completion *completion)
+{
+    struct iso_pending *pending = iso_lane_find(lane, completion->seq);
+    if (!pending || !pending->work)
+        return false; /* a number that nobody waits for */
+    struct iso_work *work = pending->work;
+    if (work->kind == ISO_WORK_READBACK && completion->status == ISO_STATUS_OK) {
+        /* Its staging memory is Python's until released: the entry stays, without its work. */
+        pending->work = NULL;
+        work_done(plane, lane, work, completion->status);
+        return true;
+    }
+    work_done(plane, lane, work, completion->status);
+    iso_lane_finish(lane, pending);
+    return true;
+}
+
+void iso_lane_drain(struct iso_plane *plane, struct iso_lane *lane)
+{
+    struct iso_completion completion;
+    int got;
+    while ((got = iso_lane_completion(lane, &completion)) == 1)
+        if (!take_completion(plane, lane, &completion)) {
+            got = -1;
+            break;
+        }
+    if (got < 0)
+        broken(plane, lane);
+    else if (lane->backlog_first)
+        backlog_flush(plane, lane);
+    if (lane->lost)
+        broken(plane, lane);
+}
+
+/* ---- called from Python ---- */
+
+int iso_plane_lane_add(struct iso_plane *plane, struct iso_lane *lane)
+{
+    int error = -ENOMEM;
+    pthread_mutex_lock(&plane->lock);
+    if (iso_idmap_get(&plane->lanes, lane->id))
+        error = -EEXIST;
+    else if (iso_idmap_put(&plane->lanes, lane->id, lane)) {
+        error = iso_plane_listen(plane, lane->doorbell_in, ISO_SOURCE_LANE, lane->id);
+        if (error)
+            iso_idmap_remove(&plane->lanes, lane->id);
+    }
+    pthread_mutex_unlock(&plane->lock);
+    return error;
+}
+
+int iso_plane_lane_bind(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id)
+{
+    int error = 0;
+    pthread_mutex_lock(&plane->lock);
+    if (lane->ctx_id || iso_idmap_get(&plane->contexts, ctx_id))
+        error = -EEXIST;
+    else if (!iso_idmap_put(&plane->contexts, ctx_id, lane))
+        error = -ENOMEM;
+    else
+        lane->ctx_id = ctx_id;
+    pthread_mutex_unlock(&plane->lock);
+    return error;
+}
+
+void iso_plane_context_forget(struct iso_plane *plane, uint32_t ctx_id)
+{
+    pthread_mutex_lock(&plane->lock);
+    struct iso_lane *lane = iso_idmap_remove(&plane->contexts, ctx_id);
+    if (lane)
+        lane->ctx_id = 0;
+    pthread_mutex_unlock(&plane->lock);
+}
+
+void iso_plane_lane_lost(struct iso_plane *plane, struct iso_lane *lane)
+{
+    pthread_mutex_lock(&plane->lock);
+    if (!lane->lost)
+        iso_lane_drain(plane, lane);
+    lane->reported = true;
+    lose(plane, lane);
+    iso_plane_pass(plane);
+    pthread_mutex_unlock(&plane->lock);
+}
+
+void iso_plane_lane_free(struct iso_plane *plane, struct iso_lane *lane)
+{
+    pthread_mutex_lock(&plane->lock);
+    lose(plane, lane);
+    if (lane->ctx_id) /* replaces an entry, so it cannot run out of memory */
+        iso_idmap_put(&plane->contexts, lane->ctx_id, &plane->grave);
+    iso_idmap_remove(&plane->lanes, lane->id);
+    iso_plane_listen(plane, lane->doorbell_in, ISO_SOURCE_NONE, 0);
+    iso_plane_pass(plane);
+    pthread_mutex_unlock(&plane->lock);
+    iso_lane_free(lane);
+}
+
+int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t flags, uint64_t token, const uint8_t *bytes,
+                        uint32_t len)
+{
+    struct iso_work *work = calloc(1, sizeof(*work));
+    uint8_t *copy = malloc(len ? len : 1);
+    if (!work || !copy) {
+        free(work);
+        free(copy);
+        return -ENOMEM;
+    }
+    memcpy(copy, bytes, len);
+    *work = (struct iso_work){.kind = ISO_WORK_CONTROL, .flags = flags, .token = token, .len = len, .bytes = copy};
+    pthread_mutex_lock(&plane->lock);
+    int error = lane->lost ? -EPIPE : 0;
+    if (!error)
+        iso_lane_route(plane, lane, work);
+    pthread_mutex_unlock(&plane->lock);
+    if (error) {
+        free(copy);
+        free(work);
+    }
+    return error;
+}
+
+int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint64_t token, uint32_t resource_id,
+                            const struct iso_texture *texture, const struct iso_box *box)
+{
+    struct iso_rows rows;
+    if (!iso_texture_rows(texture, box, 0, 0, 0, 0, &rows))
+        return -EINVAL;
+    uint64_t layer_stride = (uint64_t)rows.row_bytes * rows.rows;
+    if (layer_stride > UINT32_MAX || layer_stride * rows.layers > lane->staging_bytes)
+        return -ENOSPC;
+    struct iso_work *work = calloc(1, sizeof(*work));
+    if (!work)
+        return -ENOMEM;
+    *work = (struct iso_work){
+        .kind = ISO_WORK_READBACK,
+        .flags = ISO_FLAG_COMPLETE,
+        .token = token,
+        .transfer = {.resource_id = resource_id, .x = box->x, .y = box->y, .z = box->z, .w = box->w, .h = box->h, .d = box->d,
+                     .stride = rows.row_bytes, .layer_stride = (uint32_t)layer_stride, .len = layer_stride * rows.layers},
+    };
+    pthread_mutex_lock(&plane->lock);
+    int error = lane->lost ? -EPIPE : 0;
+    if (!error)
+        iso_lane_route(plane, lane, work);
+    pthread_mutex_unlock(&plane->lock);
+    if (error)
+        free(work);
+    return error;
+}
+
+void iso_plane_lane_release(struct iso_plane *plane, struct iso_lane *lane, uint64_t token)
+{
+    pthread_mutex_lock(&plane->lock);
+    for (uint32_t i = 0; i < lane->pending_count; i++) {
+        struct iso_pending *pending = &lane->pending[(lane->pending_first + i) % ISO_LANE_MAX_PENDING];
+        if (!pending->done && !pending->work && pending->token == token) {
+            iso_lane_finish(lane, pending);
+            break;
+        }
+    }
+    if (!lane->lost && lane->backlog_first)
+        backlog_flush(plane, lane);
+    pthread_mutex_unlock(&plane->lock);
+}
+
+void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_progress *out)
+{
+    pthread_mutex_lock(&plane->lock);
+    *out = (struct iso_lane_progress){
+        .waiting = lane->pending_count,
+        .begun = atomic_load(&lane->ring->begun),
+        .consumed = atomic_load(&lane->ring->cmd_tail),
+        .completed = lane->cpl_tail,
+        .backlog = lane->backlog_count,
+        .submits = lane->submits,
+        .submit_bytes = lane->submit_bytes,
+        .transfers = lane->transfers,
+        .transfer_bytes = lane->transfer_bytes,
+    };
+    pthread_mutex_unlock(&plane->lock);
+}

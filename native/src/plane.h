@@ -1,0 +1,121 @@
+/*
+ * The data plane: virtqueues on one side, workers' lanes on the other, and a thread of its own in between that never holds
+ * the interpreter's lock.
+ *
+ * The one way of a command: the plane takes a chain from a queue and copies its header. SUBMIT_3D and TRANSFER_*_3D it
+ * checks and places on the context's lane itself. Everything else it hands to Python in order. It does not go past a
+ * command that Python has yet to place: a submit behind such commands waits (`stalled`) until Python has asked for the next
+ * command and there was none. So the order of the queue is the order in which things reach a context.
+ *
+ * Python calls in from its own thread; one lock covers everything but copies of pixels.
+ */
+#ifndef ISOREND_PLANE_H
+#define ISOREND_PLANE_H
+
+#include "request.h"
+#include "texture.h"
+
+/* The longest command that Python is handed: a backing of ISO_BACKING_MAX_ENTRIES, generously. Longer ones get an error. */
+#define ISO_COMMAND_MAX_BYTES ((uint64_t)ISO_BACKING_MAX_ENTRIES * 16 + 4096)
+
+struct iso_plane;
+
+enum iso_event_kind {
+    ISO_EVENT_NONE,
+    ISO_EVENT_COMMAND,      /* request, queue, len; the bytes are in the buffer */
+    ISO_EVENT_WORK_DONE,    /* lane, token, status; for a readback staging_offset and len */
+    ISO_EVENT_LANE_BROKEN,  /* lane: its worker broke the rules of the ring */
+    ISO_EVENT_QUEUE_BROKEN, /* queue: the driver's available index is impossible */
+};
+
+struct iso_event {
+    uint32_t kind, queue, lane, status;
+    uint64_t request, token, staging_offset, len;
+};
+
+struct iso_plane_stats {
+    uint64_t commands, handed, responses, errors, malformed, calls, kicks;
+};
+
+struct iso_plane *iso_plane_new(void);
+/* Starts the thread. Returns 0 or -errno. */
+int iso_plane_start(struct iso_plane *plane);
+/* Stops the thread; lanes must have been freed. */
+void iso_plane_free(struct iso_plane *plane);
+/* An eventfd, readable when iso_plane_take has something. Owned by the plane. */
+int iso_plane_event_fd(const struct iso_plane *plane);
+
+/* ---- memory and queues, as the front end says ---- */
+
+/* Replaces guest memory (takes its own reference; NULL: none). Returns how many started queues lie outside it. */
+int iso_plane_set_memory(struct iso_plane *plane, struct iso_guestmem *mem);
+/* Sets a stopped queue up. Returns 0, -EINVAL (size not a power of two up to ISO_VQ_MAX_NUM, or it runs). */
+int iso_plane_queue_setup(struct iso_plane *plane, uint32_t queue, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
+                          uint64_t used_uva, uint16_t base, bool event_idx);
+/* Hands over eventfds (dup'ed); -1 takes one away. */
+int iso_plane_queue_call(struct iso_plane *plane, uint32_t queue, int fd);
+int iso_plane_queue_err(struct iso_plane *plane, uint32_t queue, int fd);
+/* Starts the queue with its kick eventfd (dup'ed). -EINVAL if it has no size, -EFAULT if its rings are not in guest memory. */
+int iso_plane_queue_start(struct iso_plane *plane, uint32_t queue, int kick_fd);
+int iso_plane_queue_enable(struct iso_plane *plane, uint32_t queue, bool enable);
+/* Takes no more chains from it; what is open may still complete. Returns the next available index. */
+uint16_t iso_plane_queue_stop(struct iso_plane *plane, uint32_t queue);
+/* Requests taken from the queue and not yet on its used ring. */
+uint32_t iso_plane_queue_open(struct iso_plane *plane, uint32_t queue);
+/* Answers everything open of a queue with ERR_UNSPEC; whoever completes one of these later is ignored. */
+void iso_plane_queue_abandon(struct iso_plane *plane, uint32_t queue);
+void iso_plane_set_ring_idx(struct iso_plane *plane, bool enabled); /* VIRTIO_GPU_F_CONTEXT_INIT was negotiated */
+
+/* ---- commands for Python ---- */
+
+/*
+ * The next event. Returns 1; 0 if there is none (everything taken before counts as placed now, and the guest is notified);
+ * -ENOBUFS if the command needs event->len bytes and `capacity` is less (nothing was taken).
+ */
+int iso_plane_take(struct iso_plane *plane, struct iso_event *event, uint8_t *buffer, uint64_t capacity);
+/*
+ * Answers a request with `type` and `len` bytes of payload behind the header; fence fields are echoed. Returns 0 or -ENOENT
+ * if there is no such open request (answered before, or abandoned).
+ */
+int iso_plane_complete(struct iso_plane *plane, uint64_t request, uint32_t type, const uint8_t *payload, uint32_t len);
+/* Tells the guest of what was pushed since; for completions outside of a take loop. */
+void iso_plane_flush(struct iso_plane *plane);
+
+/* ---- what the fast path knows of contexts and resources; Python's table is the truth ---- */
+
+/* Takes the lane into the plane and listens to its doorbell. Returns 0 or -errno. */
+int iso_plane_lane_add(struct iso_plane *plane, struct iso_lane *lane);
+/* Commands of ctx_id go to the lane from now on. Returns 0, -EEXIST or -ENOMEM. */
+int iso_plane_lane_bind(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id);
+/* The context is destroyed: its id is free again. What was placed before still runs. */
+void iso_plane_context_forget(struct iso_plane *plane, uint32_t ctx_id);
+/* Its worker is gone: takes in the last completions, then answers everything under way there with an error. */
+void iso_plane_lane_lost(struct iso_plane *plane, struct iso_lane *lane);
+/* Loses and frees it. Its context, if not forgotten, answers ERR_UNSPEC from then on. */
+void iso_plane_lane_free(struct iso_plane *plane, struct iso_lane *lane);
+/* Sends a control message in order with everything else of the context; its end comes as WORK_DONE if `flags` say so. */
+int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t flags, uint64_t token, const uint8_t *bytes,
+                        uint32_t len);
+/*
+ * Reads level 0 of a box of a resource into staging memory, rows packed; WORK_DONE tells where. The memory stays taken
+ * until iso_plane_lane_release. -EINVAL: box or format impossible, -ENOSPC: larger than staging memory, -EPIPE: lane lost.
+ */
+int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint64_t token, uint32_t resource_id,
+                            const struct iso_texture *texture, const struct iso_box *box);
+void iso_plane_lane_release(struct iso_plane *plane, struct iso_lane *lane, uint64_t token);
+/* For hang detection: work that somebody waits for, the record being executed, bytes of records consumed, completions seen. */
+struct iso_lane_progress {
+    uint64_t waiting, begun, consumed, completed, backlog, submits, submit_bytes, transfers, transfer_bytes;
+};
+void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_progress *out);
+
+int iso_plane_resource_set(struct iso_plane *plane, uint32_t resource_id, const struct iso_texture *texture);
+/* Holds a reference; NULL detaches. */
+int iso_plane_resource_backing(struct iso_plane *plane, uint32_t resource_id, struct iso_backing *backing);
+int iso_plane_resource_attach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);
+void iso_plane_resource_detach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);
+void iso_plane_resource_remove(struct iso_plane *plane, uint32_t resource_id);
+
+void iso_plane_get_stats(struct iso_plane *plane, struct iso_plane_stats *out);
+
+#endif

@@ -1,0 +1,75 @@
+/* What the files of the plane share. Every function here is called with plane->lock held. */
+#ifndef ISOREND_PLANE_STATE_H
+#define ISOREND_PLANE_STATE_H
+
+#include "idmap.h"
+#include "plane.h"
+
+#include <pthread.h>
+
+enum { ISO_MAX_REQUESTS = 2 * ISO_VQ_MAX_NUM };
+
+struct iso_queue {
+    struct iso_vq vq;
+    struct iso_request *stalled; /* a command for a lane, behind commands that Python has yet to place */
+    uint32_t unplaced;           /* commands handed to Python since it last found none */
+    uint32_t open;               /* requests not yet on the used ring */
+};
+
+/* A resource as the fast path needs it. */
+struct iso_resource {
+    uint32_t id;
+    struct iso_texture texture;
+    struct iso_backing *backing;
+    uint32_t ctx_count, ctx_capacity;
+    uint32_t *ctx_ids; /* the contexts it is attached to */
+};
+
+struct iso_event_node {
+    struct iso_event event;
+    struct iso_event_node *next;
+};
+
+struct iso_plane {
+    pthread_mutex_t lock;
+    pthread_t thread;
+    bool running, stopping, python_told, ring_idx;
+    int epoll_fd, python_fd, wake_fd;
+    struct iso_guestmem *mem;
+    struct iso_queue queues[ISO_QUEUE_COUNT];
+    struct iso_request *requests[ISO_MAX_REQUESTS]; /* made as needed, kept */
+    uint32_t request_count;
+    struct iso_request *free_requests;
+    struct iso_request *handed_first, *handed_last; /* commands that wait for Python */
+    struct iso_event_node *events_first, *events_last;
+    struct iso_timeline *timelines; /* those with requests on them */
+    struct iso_idmap contexts;      /* ctx_id -> struct iso_lane */
+    struct iso_idmap lanes;         /* lane id -> struct iso_lane */
+    struct iso_idmap resources;     /* resource id -> struct iso_resource */
+    struct iso_lane grave;          /* where contexts lead whose worker is gone: a lane that is lost and nothing else */
+    struct iso_plane_stats stats;
+};
+
+/* What the epoll set's data words mean: kind << 32 | number. */
+enum iso_source { ISO_SOURCE_WAKE, ISO_SOURCE_KICK, ISO_SOURCE_LANE, ISO_SOURCE_NONE /* stop listening */ };
+int iso_plane_listen(struct iso_plane *plane, int fd, enum iso_source source, uint32_t number);
+
+/* plane.c */
+void iso_plane_pass(struct iso_plane *plane); /* drains the queues as far as the order allows, then notifies */
+void iso_plane_post(struct iso_plane *plane, struct iso_event event);
+void iso_plane_tell_python(struct iso_plane *plane);
+
+/* queues.c */
+bool iso_queue_drain(struct iso_plane *plane, uint32_t index); /* true if it stopped with more to do right now */
+void iso_queue_notify(struct iso_plane *plane);
+void iso_request_answer(struct iso_plane *plane, struct iso_request *request, uint32_t type, const uint8_t *payload, uint32_t len);
+
+/* commands.c */
+bool iso_command_is_fast(uint32_t type);
+void iso_command_run(struct iso_plane *plane, struct iso_request *request);
+
+/* lanes.c */
+void iso_lane_route(struct iso_plane *plane, struct iso_lane *lane, struct iso_work *work);
+void iso_lane_drain(struct iso_plane *plane, struct iso_lane *lane);
+
+#endif

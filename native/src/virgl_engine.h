@@ -1,0 +1,49 @@
+/*
+ * The GL engine: libvirglrenderer (vrend), with one guest context in this process.
+ *
+ * virglrenderer is a process-wide singleton, so is this. All functions belong to the consumer's thread; fences come back on
+ * virglrenderer's sync thread. Functions that can fail return 0, or the positive errno virglrenderer gave.
+ */
+#ifndef ISOREND_VIRGL_ENGINE_H
+#define ISOREND_VIRGL_ENGINE_H
+
+#include "engine.h"
+
+#define ISO_VIRGL_NAME_MAX 64
+
+/* VIRTIO_GPU_CMD_RESOURCE_CREATE_3D, virtio 1.3 section 5.7.6.8. */
+struct iso_virgl_resource {
+    uint32_t resource_id;
+    uint32_t target, format, bind;
+    uint32_t width, height, depth, array_size;
+    uint32_t last_level, nr_samples, flags;
+};
+
+/*
+ * Initialise virglrenderer on an EGL display and config. NULL with errno, and error_text filled, when it refuses or was
+ * initialised before. A GL context of virglrenderer's is current afterwards; whoever makes another one current must restore
+ * it. What virglrenderer says is kept back until iso_virgl_started().
+ */
+struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, char *error_text, size_t error_size);
+void iso_virgl_started(void);
+
+/* Size in bytes and newest version of a capability set; size 0 if there is no such set. */
+void iso_virgl_capset_size(uint32_t id, uint32_t *version, uint32_t *size);
+void iso_virgl_capset_fill(uint32_t id, uint32_t version, void *bytes);
+
+/* The one guest context. capset_id 0 is a context of a guest without CONTEXT_INIT. */
+int iso_virgl_context_create(uint32_t ctx_id, uint32_t capset_id, const char *name);
+void iso_virgl_context_destroy(void);
+
+/* Make a resource and attach it to the context (EINVAL also where the id is taken); and the way back. */
+int iso_virgl_resource_attach(const struct iso_virgl_resource *resource);
+int iso_virgl_resource_detach(uint32_t resource_id);
+
+/* Give a resource memory of its own, where the renderer puts query results; and take it away. */
+int iso_virgl_backing_attach(uint32_t resource_id, uint8_t *memory, uint64_t len);
+int iso_virgl_backing_detach(uint32_t resource_id);
+
+/* Version this was compiled against: major * 10000 + minor * 100 + micro. */
+uint32_t iso_virgl_version(void);
+
+#endif

@@ -1,0 +1,104 @@
+"""The table itself."""
+
+from collections.abc import Iterator
+
+from native.dataplane import Texture, is_scanout_format
+from resource_table.resource import Image, Policy, Resource
+from resource_table.shadow import Shadow
+
+MAX_RESOURCES = 1 << 16
+MAX_IMAGE_SIZE = 16384
+SHADOW_BYTES = 1 << 30
+
+
+class TableError(Exception):
+    """A request to the table that cannot be met."""
+
+
+class UnknownResource(TableError):
+    """No resource has this id."""
+
+
+class DuplicateResource(TableError):
+    """The id is in use, or is 0."""
+
+
+class InvalidResource(TableError):
+    """Nothing could be made with these arguments."""
+
+
+class OutOfMemory(TableError):
+    """More resources, or more memory for them, than a guest may have."""
+
+
+class ResourceTable:
+    """resid -> Resource. Its size and the memory behind it are bounded, whatever the guest asks for."""
+
+    def __init__(self, max_resources: int = MAX_RESOURCES, shadow_bytes: int = SHADOW_BYTES) -> None:
+        self._rows: dict[int, Resource] = {}
+        self._max_resources = max_resources
+        self._shadow_bytes = shadow_bytes
+        self._shadow_used = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Resource]:
+        return iter(list(self._rows.values()))
+
+    def __contains__(self, resource_id: int) -> bool:
+        return resource_id in self._rows
+
+    def get(self, resource_id: int) -> Resource:
+        """The resource. Raises UnknownResource."""
+        try:
+            return self._rows[resource_id]
+        except KeyError:
+            raise UnknownResource(f"no resource {resource_id}") from None
+
+    def create_2d(self, resource_id: int, format: int, width: int, height: int) -> Resource:
+        """A guest-only resource. Raises DuplicateResource, InvalidResource, OutOfMemory."""
+        self._check_new(resource_id)
+        if not is_scanout_format(format):
+            raise InvalidResource(f"format {format}")
+        if not (0 < width <= MAX_IMAGE_SIZE and 0 < height <= MAX_IMAGE_SIZE):
+            raise InvalidResource(f"{width}x{height}")
+        image = Image(format, width, height)
+        if self._shadow_used + image.nbytes > self._shadow_bytes:
+            raise OutOfMemory(f"{width}x{height} on top of {self._shadow_used} bytes of 2D resources")
+        self._shadow_used += image.nbytes
+        return self._insert(Resource(resource_id, Policy.GUEST_ONLY, image=image, shadow=Shadow(width, height)))
+
+    def create_3d(self, resource_id: int, v1: Texture) -> Resource:
+        """A v1 resource: an entry and nothing more until a context has it. Raises as create_2d()."""
+        self._check_new(resource_id)
+        if not v1.is_valid():
+            raise InvalidResource(str(v1))
+        image = None
+        if is_scanout_format(v1.format) and v1.height <= MAX_IMAGE_SIZE and v1.width <= MAX_IMAGE_SIZE:
+            image = Image(v1.format, v1.width, v1.height)
+        return self._insert(Resource(resource_id, Policy.WORKER_LOCAL, v1=v1, image=image))
+
+    def remove(self, resource_id: int) -> Resource:
+        """Takes the resource out and closes it. Raises UnknownResource."""
+        resource = self.get(resource_id)
+        del self._rows[resource_id]
+        if resource.policy is Policy.GUEST_ONLY and resource.image is not None:
+            self._shadow_used -= resource.image.nbytes
+        resource.close()
+        return resource
+
+    def clear(self) -> None:
+        """Device reset."""
+        for resource in self:
+            self.remove(resource.resource_id)
+
+    def _check_new(self, resource_id: int) -> None:
+        if resource_id == 0 or resource_id in self._rows:
+            raise DuplicateResource(f"resource id {resource_id}")
+        if len(self._rows) >= self._max_resources:
+            raise OutOfMemory(f"{len(self._rows)} resources")
+
+    def _insert(self, resource: Resource) -> Resource:
+        self._rows[resource.resource_id] = resource
+        return resource

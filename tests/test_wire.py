@@ -1,0 +1,282 @@
+"""The virtio-gpu codecs, against the fake VMM's own, which were written apart from them."""
+
+import struct
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from master import wire
+from master.errors import GuestError
+from master.virtio_gpu import CommandType, HeaderFlag, ResponseType
+from master.wire import Box, DisplayMode, GuestCommand, Header, Rect
+from tests.fake_vmm import commands
+from tests.fake_vmm import wire as guest
+from tests.fake_vmm.commands import GpuCommand
+
+U32 = st.integers(0, 2**32 - 1)
+U64 = st.integers(0, 2**64 - 1)
+U8 = st.integers(0, 255)
+HEADERS = st.builds(Header, type=U32, flags=U32, fence_id=U64, ctx_id=U32, ring_idx=U8)
+
+ISSUED = [
+    commands.get_display_info(),
+    commands.get_edid(3),
+    commands.get_capset_info(1),
+    commands.get_capset(2, 2, 64),
+    commands.resource_create_2d(7, guest.Format.B8G8R8X8, 640, 480),
+    commands.resource_create_3d(8, guest.ResourceDescription(64, 32), 5),
+    commands.resource_unref(7),
+    commands.resource_attach_backing(7, [(0x1000, 4096), (0x8000, 8192)]),
+    commands.resource_detach_backing(7),
+    commands.resource_assign_uuid(9),
+    commands.set_scanout(1, 7, guest.Rect(640, 480, 1, 2)),
+    commands.resource_flush(7, guest.Rect(10, 20, 30, 40)),
+    commands.transfer_to_host_2d(7, guest.Rect(10, 20, 30, 40), 1234567890123),
+    commands.ctx_create(5, "kmscube", 4),
+    commands.ctx_destroy(5),
+    commands.ctx_attach_resource(5, 7),
+    commands.ctx_detach_resource(5, 7),
+    commands.transfer_to_host_3d(5, 7, guest.Box(4, 5, 6, 1, 2, 3), offset=1 << 40, level=2, stride=64, layer_stride=9),
+    commands.transfer_from_host_3d(5, 7, guest.Box(4, 5, 6, 1, 2, 3), offset=1 << 40, level=2),
+    commands.submit_3d(5, b"\1\0\2\0" * 8),
+    commands.update_cursor(1, 100, 200, 7, 3, 4),
+    commands.move_cursor(1, 100, 200),
+]
+
+
+def on_the_wire(command: GpuCommand, flags: int = 0, fence_id: int = 0, ring_idx: int = 0) -> bytes:
+    payload = command.payload
+    assert payload is None or isinstance(payload, bytes)
+    header = guest.HEADER.pack(command.type, flags, fence_id, command.ctx_id, ring_idx)
+    return header + command.body + (payload or b"")
+
+
+def decoded(command: GpuCommand) -> GuestCommand:
+    return wire.decode(on_the_wire(command, 1, 77))
+
+
+def plain(ctx_id: int, type_: CommandType) -> Header:
+    return Header(type_, HeaderFlag.FENCE, 77, ctx_id, 0)
+
+
+def refused(command: bytes) -> ResponseType:
+    with pytest.raises(GuestError) as caught:
+        wire.decode(command)
+    return caught.value.response
+
+
+def test_the_table_knows_every_command_of_the_device_and_no_other() -> None:
+    later = {
+        CommandType.RESOURCE_CREATE_BLOB,
+        CommandType.SET_SCANOUT_BLOB,
+        CommandType.RESOURCE_MAP_BLOB,
+        CommandType.RESOURCE_UNMAP_BLOB,
+    }
+    assert {command.type for command in ISSUED} == set(CommandType) - later
+    for type_ in [*later, 0, 0x1100, 0xFFFFFFFF]:
+        assert refused(guest.HEADER.pack(type_, 0, 0, 0, 0) + bytes(256)) is ResponseType.ERR_UNSPEC
+
+
+def test_commands_without_much_in_them() -> None:
+    assert decoded(commands.get_display_info()) == wire.GetDisplayInfo(plain(0, CommandType.GET_DISPLAY_INFO))
+    assert decoded(commands.get_edid(3)) == wire.GetEdid(plain(0, CommandType.GET_EDID), 3)
+    assert decoded(commands.get_capset_info(1)) == wire.GetCapsetInfo(plain(0, CommandType.GET_CAPSET_INFO), 1)
+    assert decoded(commands.get_capset(4, 2, 0)) == wire.GetCapset(plain(0, CommandType.GET_CAPSET), 4, 2)
+    assert decoded(commands.resource_unref(7)) == wire.ResourceUnref(plain(0, CommandType.RESOURCE_UNREF), 7)
+    assert decoded(commands.ctx_destroy(5)) == wire.CtxDestroy(plain(5, CommandType.CTX_DESTROY))
+    attach = decoded(commands.ctx_attach_resource(5, 7))
+    assert attach == wire.CtxAttachResource(plain(5, CommandType.CTX_ATTACH_RESOURCE), 7)
+    detach = decoded(commands.ctx_detach_resource(5, 7))
+    assert detach == wire.CtxDetachResource(plain(5, CommandType.CTX_DETACH_RESOURCE), 7)
+
+
+@given(U32, U32, U32, U32)
+def test_2d_commands(a: int, b: int, c: int, d: int) -> None:
+    create = decoded(commands.resource_create_2d(a, b, c, d))
+    assert create == wire.ResourceCreate2D(plain(0, CommandType.RESOURCE_CREATE_2D), a, b, c, d)
+    theirs, ours = guest.Rect(width=c, height=d, x=a, y=b), Rect(x=a, y=b, width=c, height=d)
+    scanout = decoded(commands.set_scanout(c, d, theirs))
+    assert scanout == wire.SetScanout(plain(0, CommandType.SET_SCANOUT), ours, c, d)
+    flush = decoded(commands.resource_flush(a, theirs))
+    assert flush == wire.ResourceFlush(plain(0, CommandType.RESOURCE_FLUSH), ours, a)
+    transfer = decoded(commands.transfer_to_host_2d(b, theirs, a << 32 | b))
+    assert transfer == wire.TransferToHost2D(plain(0, CommandType.TRANSFER_TO_HOST_2D), ours, a << 32 | b, b)
+    cursor = decoded(commands.update_cursor(a, b, c, d, b, a))
+    assert cursor == wire.UpdateCursor(plain(0, CommandType.UPDATE_CURSOR), a, b, c, d, b, a)
+    assert decoded(commands.move_cursor(a, b, c)) == wire.MoveCursor(plain(0, CommandType.MOVE_CURSOR), a, b, c)
+
+
+@given(*[U32] * 10, U64)
+def test_3d_commands(a: int, b: int, c: int, d: int, e: int, f: int, g: int, h: int, i: int, j: int, big: int) -> None:
+    what = guest.ResourceDescription(
+        target=a, format=b, bind=c, width=d, height=e, depth=f, array_size=g, last_level=h, nr_samples=i, flags=j
+    )
+    created = decoded(commands.resource_create_3d(j, what, a))
+    assert created == wire.ResourceCreate3D(
+        plain(a, CommandType.RESOURCE_CREATE_3D), j, a, b, c, d, e, f, g, h, i, j
+    )
+    theirs, ours = guest.Box(width=a, height=b, depth=c, x=d, y=e, z=f), Box(x=d, y=e, z=f, w=a, h=b, d=c)
+    placing = {"offset": big, "level": g, "stride": h, "layer_stride": i}
+    to_host = decoded(commands.transfer_to_host_3d(a, j, theirs, **placing))
+    header = plain(a, CommandType.TRANSFER_TO_HOST_3D)
+    assert to_host == wire.TransferToHost3D(header, ours, resource_id=j, **placing)
+    from_host = decoded(commands.transfer_from_host_3d(a, j, theirs, **placing))
+    header = plain(a, CommandType.TRANSFER_FROM_HOST_3D)
+    assert from_host == wire.TransferFromHost3D(header, ours, resource_id=j, **placing)
+
+
+@given(st.lists(st.tuples(U64, U32), max_size=50), st.binary(max_size=40))
+def test_backing_entries_are_handed_on_as_they_came(segments: list[tuple[int, int]], more: bytes) -> None:
+    command = commands.resource_attach_backing(7, segments)
+    attach = wire.decode(on_the_wire(command) + more)
+    assert isinstance(attach, wire.ResourceAttachBacking)
+    assert (attach.resource_id, attach.nr_entries) == (7, len(segments))
+    assert attach.entries == (command.payload or b"")
+    assert wire.decode_mem_entries(attach.entries) == segments
+
+
+def test_fewer_backing_entries_than_counted() -> None:
+    command = on_the_wire(commands.resource_attach_backing(7, [(0, 4096)] * 3))
+    assert refused(command[:-1]) is ResponseType.ERR_UNSPEC
+    counted = guest.HEADER.pack(CommandType.RESOURCE_ATTACH_BACKING, 0, 0, 0, 0) + b"\1\0\0\0" + b"\xff\xff\xff\xff"
+    assert refused(counted + bytes(64)) is ResponseType.ERR_UNSPEC
+
+
+@given(st.binary(max_size=200), st.binary(max_size=8))
+def test_a_stream_is_exactly_as_long_as_it_says(stream: bytes, more: bytes) -> None:
+    submit = wire.decode(on_the_wire(commands.submit_3d(5, stream)) + more)
+    assert isinstance(submit, wire.Submit3D)
+    assert submit.commands == stream
+    too_long = commands.submit_3d(5, stream, size=len(stream) + 1)
+    assert refused(on_the_wire(too_long)) is ResponseType.ERR_INVALID_PARAMETER
+
+
+@pytest.mark.parametrize("command", ISSUED, ids=lambda command: command.name)
+def test_every_truncation_is_refused_and_every_excess_accepted(command: GpuCommand) -> None:
+    whole = on_the_wire(command)
+    assert wire.decode(whole + b"\xa5" * 100) == wire.decode(whole)
+    fixed = guest.HEADER.size + len(command.body)
+    for length in range(fixed):
+        assert refused(whole[:length]) is ResponseType.ERR_UNSPEC
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_either_decode_or_are_refused(command: bytes) -> None:
+    try:
+        wire.decode(command)
+    except GuestError as refusal:
+        assert refusal.response in (ResponseType.ERR_UNSPEC, ResponseType.ERR_INVALID_PARAMETER)
+
+
+@given(st.sampled_from(ISSUED), st.binary(max_size=120))
+def test_known_types_with_arbitrary_bodies(command: GpuCommand, body: bytes) -> None:
+    try:
+        wire.decode(guest.HEADER.pack(command.type, 0, 0, 0, 0) + body)
+    except GuestError as refusal:
+        assert refusal.response in (ResponseType.ERR_UNSPEC, ResponseType.ERR_INVALID_PARAMETER)
+
+
+@given(st.binary(max_size=64))
+def test_a_header_can_always_be_had(command: bytes) -> None:
+    header = wire.header_of(command)
+    packed = wire.HEADER.pack(header.type, header.flags, header.fence_id, header.ctx_id, header.ring_idx)
+    assert packed[:21] == command[:21].ljust(21, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [
+        (b"kmscube", "kmscube"),
+        (b"kms\0cube", "kms"),
+        (b"a\x1b[31m\n\xc3\xa9", "a?[31m???"),
+        (b"x" * 200, "x" * 64),
+        (b"", ""),
+    ],
+)
+def test_context_names_are_safe_to_print(sent: bytes, seen: str) -> None:
+    create = decoded(commands.ctx_create(5, sent, 2))
+    assert create == wire.CtxCreate(plain(5, CommandType.CTX_CREATE), 2, seen)
+
+
+def test_a_context_name_is_as_long_as_it_says() -> None:
+    header = guest.HEADER.pack(CommandType.CTX_CREATE, 0, 0, 5, 0)
+    create = wire.decode(header + struct.pack("<II64s", 3, 0, b"kmscube"))
+    assert isinstance(create, wire.CtxCreate)
+    assert create.debug_name == "kms"
+
+
+@given(st.binary(max_size=64))
+def test_a_context_name_never_holds_control_characters(name: bytes) -> None:
+    create = decoded(commands.ctx_create(5, name))
+    assert isinstance(create, wire.CtxCreate)
+    assert all(" " <= character <= "~" for character in create.debug_name)
+
+
+@given(HEADERS)
+def test_responses_echo_the_fence_and_only_if_there_is_one(request: Header) -> None:
+    response = guest.decode_response(wire.ok_nodata(request))
+    assert response.type == guest.Resp.OK_NODATA
+    if request.flags & guest.FLAG_FENCE:
+        assert response.flags == request.flags & (guest.FLAG_FENCE | guest.FLAG_RING_IDX)
+        assert (response.fence_id, response.ctx_id) == (request.fence_id, request.ctx_id)
+        assert response.ring_idx == (request.ring_idx if request.flags & guest.FLAG_RING_IDX else 0)
+    else:
+        assert (response.flags, response.fence_id, response.ctx_id, response.ring_idx) == (0, 0, 0, 0)
+
+
+def test_responses_with_something_in_them() -> None:
+    request = Header(CommandType.GET_DISPLAY_INFO, 1, 42, 3, 0)
+    modes = [DisplayMode(Rect(0, 0, 1280, 800), True), DisplayMode(Rect(1280, 0, 640, 480), False, 5)]
+    raw = wire.ok_display_info(request, modes)
+    info = guest.decode_response(raw)
+    assert isinstance(info, guest.DisplayInfo)
+    assert len(raw) == 408
+    assert info.modes[0] == guest.DisplayMode(guest.Rect(1280, 800), True, 0)
+    assert info.modes[1] == guest.DisplayMode(guest.Rect(640, 480, 1280, 0), False, 5)
+    assert len(info.modes) == 16 and not any(mode.enabled for mode in info.modes[1:])
+    assert wire.decode_display_info(raw)[:2] == modes
+
+    raw = wire.ok_edid(request, bytes(range(128)))
+    edid = guest.decode_response(raw)
+    assert isinstance(edid, guest.Edid)
+    assert (len(raw), edid.size, edid.edid, edid.fence_id) == (1056, 128, bytes(range(128)), 42)
+    assert wire.decode_edid(raw) == bytes(range(128))
+
+    capset_info = guest.decode_response(wire.ok_capset_info(request, 2, 3, 1380))
+    assert isinstance(capset_info, guest.CapsetInfo)
+    assert (capset_info.capset_id, capset_info.max_version, capset_info.max_size) == (2, 3, 1380)
+
+    capset = guest.decode_response(wire.ok_capset(request, b"capabilities"))
+    assert isinstance(capset, guest.Capset)
+    assert capset.data == b"capabilities"
+
+    uuid = guest.decode_response(wire.ok_resource_uuid(request, bytes(range(16))))
+    assert isinstance(uuid, guest.ResourceUuid)
+    assert uuid.uuid == UUID(bytes=bytes(range(16)))
+
+    error = guest.decode_response(wire.error(request, ResponseType.ERR_INVALID_CONTEXT_ID))
+    assert (error.type, error.fence_id, error.ctx_id) == (guest.Resp.ERR_INVALID_CONTEXT_ID, 42, 3)
+
+
+def test_what_does_not_fit_into_a_response() -> None:
+    request = Header(0, 0, 0, 0, 0)
+    mode = DisplayMode(Rect(0, 0, 1, 1), True)
+    for encode in (
+        lambda: wire.ok_display_info(request, [mode] * 17),
+        lambda: wire.ok_edid(request, bytes(1025)),
+        lambda: wire.ok_resource_uuid(request, bytes(15)),
+        lambda: wire.decode_display_info(bytes(407)),
+        lambda: wire.decode_edid(bytes(1055)),
+        lambda: wire.decode_edid(bytes(24) + b"\x01\x04\0\0" + bytes(1028)),
+    ):
+        with pytest.raises(ValueError):
+            encode()
+
+
+@given(U32, U32, U32, U32, st.integers(1, 64), st.integers(1, 64))
+def test_a_rectangle_inside(x: int, y: int, w: int, h: int, width: int, height: int) -> None:
+    inside = Rect(x, y, w, h).within(width, height)
+    pixels_outside = w == 0 or h == 0 or x > width - w or y > height - h
+    assert inside == (not pixels_outside)
