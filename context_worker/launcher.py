@@ -82,7 +82,13 @@ class Launcher:
             return
         if pid == 0:
             worker.run(start)
-        child = Child(message.worker_id, pid, OwnedFd(os.pidfd_open(pid)))
+        try:
+            child = Child(message.worker_id, pid, OwnedFd(os.pidfd_open(pid)))
+        except OSError as error:  # out of descriptors: a worker that cannot be watched is not kept
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._channel.send(SpawnFailed(message.worker_id, error.errno or 0))
+            return
         self._children[pid] = child
         self._selector.register(child.pidfd, selectors.EVENT_READ, child)
         self._channel.send(Spawned(message.worker_id, pid), [child.pidfd])

@@ -184,7 +184,7 @@ class Decisions:
             return True
         status = self._handlers[type(message)](message)
         if status is not Status.OK:
-            log.warning("%s: %s", message, status.name)
+            log.debug("%s: %s", message, status.name)  # not louder: a guest can make any number of these
         self._consumer.finish(status)
         return False
 

@@ -1,9 +1,9 @@
 """The capability sets that the guest sees (virtio 1.3, 5.7.6.8).
 
 The bytes are a worker's own, less what this device cannot keep. Encoded transfers (VIRGL_CCMD_TRANSFER3D and
-COPY_TRANSFER3D inside a command stream) and GL_NVX_gpu_memory_info move bytes between a resource and guest pages behind the
-master's back; a worker has no guest pages, so those capability bits are cleared and drivers use TRANSFER_*_3D instead.
-ARB_buffer_storage needs blob resources.
+COPY_TRANSFER3D inside a command stream) and GL_NVX_gpu_memory_info move bytes between a resource and guest pages behind
+the master's back; a worker has no guest pages, so those capability bits are cleared and drivers use TRANSFER_*_3D
+instead. ARB_buffer_storage needs blob resources.
 """
 
 import struct

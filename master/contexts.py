@@ -106,7 +106,8 @@ class Contexts:
         log.info("%s: destroyed", context)
 
     def attach(self, context: Context, resource: Resource, v1: Texture) -> AttachResource | None:
-        """Notes that the context has the resource. Returns what its worker must be told, or None if it had it already."""
+        """Notes that the context has the resource. Returns what its worker must be told, or None if it had it
+        already."""
         if not resource.attach_to(context.ctx_id):
             return None
         context.resources.add(resource.resource_id)
@@ -240,4 +241,3 @@ class Contexts:
     def in_use(self) -> list[Context]:
         """Every context whose worker has not been buried, destroyed ones too."""
         return list(self._by_worker.values())
-

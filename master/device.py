@@ -1,7 +1,7 @@
 """The virtio-gpu device behind a front end: what vhost-user messages mean to the plane, the display and the dispatcher.
 
-One object serves one front end's connection. Stopping a queue (GET_VRING_BASE) waits until what was taken from it has been
-answered; that is short unless a worker hangs, and then the worker has to go.
+One object serves one front end's connection. Stopping a queue (GET_VRING_BASE) waits until what was taken from it has
+been answered; that is short unless a worker hangs, and then the worker has to go.
 """
 
 import asyncio
@@ -93,7 +93,9 @@ class GpuDevice:
             elif isinstance(event, LaneBroken):
                 self._contexts.lane_broken(event.lane)
             elif isinstance(event, QueueBroken):
-                log.error("queue %d: the driver's available index is impossible; it stands still until reset", event.queue)
+                log.error(
+                    "queue %d: the driver's available index is impossible; it stands still until reset", event.queue
+                )
 
     def close(self) -> None:
         """The front end is gone."""
@@ -250,5 +252,3 @@ class GpuDevice:
         before = self._scanouts.display
         self._scanouts.use(link or Headless(*self._size))
         before.close()
-
-

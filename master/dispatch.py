@@ -1,8 +1,8 @@
 """Guest commands that Python decides, and their answers.
 
-`Dispatcher.run(command)` decodes a command, does it, and completes its request: at once with Done, or later when the outcome
-is Pending. Order matters: when run() returns, the command has been *placed*, so whatever it has to tell a worker is in that
-worker's ring, and the plane may go on to the next. Nothing here waits.
+`Dispatcher.run(command)` decodes a command, does it, and completes its request: at once with Done, or later when the
+outcome is Pending. Order matters: when run() returns, the command has been *placed*, so whatever it has to tell a
+worker is in that worker's ring, and the plane may go on to the next. Nothing here waits.
 
 A command that reaches a worker is answered when placed, unless the guest fenced it; then it is answered when executed.
 """

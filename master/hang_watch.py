@@ -1,7 +1,7 @@
 """Contexts that make no progress.
 
-Progress is the worker's: it took a record from its ring, began another, or finished something that somebody waits for. A
-long draw that is still one record counts as standing still, so the limit has to be longer than any honest draw.
+Progress is the worker's: it took a record from its ring, began another, or finished something that somebody waits for.
+A long draw that is still one record counts as standing still, so the limit has to be longer than any honest draw.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """Scanouts: which resource each shows, and how its pixels get to the display.
 
-Damage gathers in each scanout until the display can take an update, so a slow display costs memory for one rectangle and
-nothing else. Pixels of a guest-only resource are in its shadow. Those of a worker-local one are read back by its home
-worker, in order with everything that the context submitted, and off the data plane. When that worker has died the display
-keeps the last picture.
+Damage gathers in each scanout until the display can take an update, so a slow display costs memory for one rectangle
+and nothing else. Pixels of a guest-only resource are in its shadow. Those of a worker-local one are read back by its
+home worker, in order with everything that the context submitted, and off the data plane. When that worker has died the
+display keeps the last picture.
 """
 
 import logging
@@ -53,6 +53,10 @@ class Scanout:
     fetched: tuple[Rect, bytearray] | None = None
     """Pixels that the display could not take yet, in the scanout's coordinates."""
 
+    def wants_update(self) -> bool:
+        """Whether something could be sent, or fetched to be sent."""
+        return self.fetched is not None or (self.damage is not None and self.fetching is None)
+
     def unsent(self) -> Rect | None:
         """All that the display has not seen."""
         rects = [self.damage, self.fetching, self.fetched[0] if self.fetched else None]
@@ -60,6 +64,13 @@ class Scanout:
         for rect in rects:
             unsent = unsent if rect is None else union(unsent, rect)
         return unsent
+
+
+@dataclass(eq=False, slots=True)
+class CursorState:
+    """Where a cursor is, in pixels of its scanout."""
+
+    at: tuple[int, int]
 
 
 class Readbacks:
@@ -125,6 +136,7 @@ class Scanouts:
         self._count = count
         self._readbacks = readbacks
         self._scanouts: dict[int, Scanout] = {}
+        self._cursors: dict[int, CursorState] = {}
 
     @property
     def display(self) -> Display:
@@ -146,7 +158,8 @@ class Scanouts:
             raise GuestError(ResponseType.ERR_INVALID_SCANOUT_ID, f"scanout {scanout_id}")
 
     def show(self, scanout_id: int, resource: Resource, rect: Rect) -> None:
-        """SET_SCANOUT. Raises GuestError (INVALID_PARAMETER) if the rectangle is not in a resource that can be shown."""
+        """SET_SCANOUT. Raises GuestError (INVALID_PARAMETER) if the rectangle is not in a resource that can be
+        shown."""
         if resource.image is None or not rect.within(resource.image.width, resource.image.height):
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"{rect} of resource {resource.resource_id}")
         before = self._scanouts.get(scanout_id)
@@ -184,22 +197,21 @@ class Scanouts:
         """Device reset."""
         for scanout_id in list(self._scanouts):
             self.disable(scanout_id)
+        self._cursors.clear()
 
     def pump(self, scanout_id: int) -> None:
         """Sends the display what it can take now; also its on_ready callback."""
         scanout = self._scanouts.get(scanout_id)
-        if scanout is None or scanout.fetching is not None or (scanout.damage is None and scanout.fetched is None):
+        if scanout is None:
             return
-        if not self._display.ready_for_update(scanout_id):
-            return
-        if scanout.fetched is not None:
-            rect, pixels = scanout.fetched
-            scanout.fetched = None
-            self._display.update(scanout_id, rect, memoryview(pixels))
-            return
-        damage, scanout.damage = scanout.damage, None
-        assert damage is not None
-        self._fetch(scanout_id, scanout, damage)
+        while scanout.wants_update() and self._display.ready_for_update(scanout_id):
+            if scanout.fetched is not None:
+                rect, pixels = scanout.fetched
+                scanout.fetched = None
+                self._display.update(scanout_id, rect, memoryview(pixels))
+            elif scanout.damage is not None:
+                damage, scanout.damage = scanout.damage, None
+                self._fetch(scanout_id, scanout, damage)
 
     def _fetch(self, scanout_id: int, scanout: Scanout, damage: Rect) -> None:
         resource, image = scanout.resource, scanout.resource.image
@@ -225,11 +237,13 @@ class Scanouts:
         image = resource.image
         if image is None or (image.width, image.height) != (CURSOR_SIZE, CURSOR_SIZE):
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"resource {resource.resource_id} is no 64x64 picture")
+        state = self._cursors[scanout_id] = CursorState(at)
         whole = Rect(0, 0, CURSOR_SIZE, CURSOR_SIZE)
 
         def deliver(pixels: bytearray | None) -> None:
-            if pixels is not None:
-                self._display.define_cursor(scanout_id, *at, Cursor(*hot, bytes(pixels)))
+            # A picture that was fetched from a worker may come after the cursor has moved, or been replaced or hidden.
+            if pixels is not None and self._cursors.get(scanout_id) is state:
+                self._display.define_cursor(scanout_id, *state.at, Cursor(*hot, bytes(pixels)))
 
         if resource.shadow is not None:
             deliver(resource.shadow.to_xrgb(image.format, dataplane.Rect(0, 0, CURSOR_SIZE, CURSOR_SIZE)))
@@ -238,10 +252,11 @@ class Scanouts:
 
     def move_cursor(self, scanout_id: int, x: int, y: int) -> None:
         """MOVE_CURSOR."""
+        if scanout_id in self._cursors:
+            self._cursors[scanout_id].at = (x, y)
         self._display.move_cursor(scanout_id, x, y)
 
     def hide_cursor(self, scanout_id: int, x: int, y: int) -> None:
         """UPDATE_CURSOR with resource 0."""
+        self._cursors.pop(scanout_id, None)
         self._display.hide_cursor(scanout_id, x, y)
-
-

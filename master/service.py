@@ -1,7 +1,7 @@
 """The service: one process's life, from the first worker to the last front end.
 
-Front ends are served one at a time. Workers, their launcher and the data plane outlive a front end, so that the next one
-finds warm spares.
+Front ends are served one at a time. Workers, their launcher and the data plane outlive a front end, so that the next
+one finds warm spares.
 """
 
 import asyncio
@@ -52,7 +52,8 @@ class Service:
             self._loop.add_signal_handler(number, self._end, 0)
         self._loop.set_exception_handler(self._bug)
         try:
-            # The path exists before the first worker does: a VMM may connect at once, and is answered when we are ready.
+            # The path exists before the first worker does: a VMM may connect at once, and is answered when we are
+            # ready.
             if self._options.socket_path is not None:
                 self._listener = Listener(self._options.socket_path)
             self._plane.start()

@@ -124,12 +124,12 @@ class Supervisor:
 
         Raises OSError if there is none to be had.
         """
-        serving = [worker for worker in self._spares if worker.serving]
-        worker = (serving or self._spares or [None])[0]
-        if worker is None:
-            worker = self._spawn()
-        else:
+        warm = [worker for worker in self._spares if worker.serving]
+        if warm or self._spares:
+            worker = (warm or self._spares)[0]
             self._spares.remove(worker)
+        else:
+            worker = self._spawn()
         self._loop.call_soon(self._fill_spares)
         return worker
 
@@ -279,4 +279,3 @@ def ensure_fd_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-

@@ -9,7 +9,9 @@ nothing else; ids, rectangles and formats are the dispatcher's to judge. How len
   parsed"; of the renderers in use, one answers ERR_UNSPEC and another success (it skips the command), and a success
   would be a lie.
 - ATTACH_BACKING with fewer entries than it counts: ERR_UNSPEC, which is what drivers get for it elsewhere.
-- SUBMIT_3D with less than `size` bytes behind it: ERR_INVALID_PARAMETER, likewise.
+
+SUBMIT_3D and the 3D transfers are not here: the data plane decodes them itself (native/src/commands.c), and writes the
+headers of all responses.
 """
 
 import struct
@@ -22,7 +24,6 @@ from master.virtio_gpu import (
     DEBUG_NAME_BYTES,
     EDID_MAX_BYTES,
     MAX_SCANOUTS,
-    UUID_BYTES,
     CommandType,
     HeaderFlag,
     ResponseType,
@@ -76,18 +77,6 @@ class Rect:
         return (
             self.width > 0 and self.height > 0 and self.x + self.width <= width and self.y + self.height <= height
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """struct virtio_gpu_box: texels, or bytes in x for buffers."""
-
-    x: int
-    y: int
-    z: int
-    w: int
-    h: int
-    d: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,35 +215,6 @@ class ResourceCreate3D(GuestCommand):
 
 
 @dataclass(frozen=True, slots=True)
-class TransferHost3D(GuestCommand):
-    """offset: bytes into the backing; stride and layer_stride: bytes, 0 for tightly packed."""
-
-    box: Box
-    offset: int
-    resource_id: int
-    level: int
-    stride: int
-    layer_stride: int
-
-
-@dataclass(frozen=True, slots=True)
-class TransferToHost3D(TransferHost3D):
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class TransferFromHost3D(TransferHost3D):
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Submit3D(GuestCommand):
-    """commands: exactly the `size` bytes of the command stream."""
-
-    commands: memoryview
-
-
-@dataclass(frozen=True, slots=True)
 class UpdateCursor(GuestCommand):
     """resource_id 0 hides the cursor."""
 
@@ -297,19 +257,8 @@ def _attach_backing(header: Header, fields: _Fields, rest: memoryview) -> Resour
     return ResourceAttachBacking(header, resource_id, nr_entries, rest[:wanted])
 
 
-def _submit_3d(header: Header, fields: _Fields, rest: memoryview) -> Submit3D:
-    (size,) = fields
-    if len(rest) < size:
-        raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"command stream of {size} bytes, {len(rest)} sent")
-    return Submit3D(header, rest[:size])
-
-
 def _with_rect(build: Callable[..., GuestCommand]) -> _Build:
     return lambda header, fields, _rest: build(header, Rect(*fields[:4]), *fields[4:])
-
-
-def _with_box(build: Callable[..., GuestCommand]) -> _Build:
-    return lambda header, fields, _rest: build(header, Box(*fields[:6]), *fields[6:])
 
 
 def _plain(build: Callable[..., GuestCommand]) -> _Build:
@@ -348,9 +297,6 @@ _CODECS: Final[dict[int, _Codec]] = {
     CommandType.CTX_ATTACH_RESOURCE: _codec("I4x", _plain(CtxAttachResource)),
     CommandType.CTX_DETACH_RESOURCE: _codec("I4x", _plain(CtxDetachResource)),
     CommandType.RESOURCE_CREATE_3D: _codec("11I4x", _plain(ResourceCreate3D)),
-    CommandType.TRANSFER_TO_HOST_3D: _codec("6IQ4I", _with_box(TransferToHost3D)),
-    CommandType.TRANSFER_FROM_HOST_3D: _codec("6IQ4I", _with_box(TransferFromHost3D)),
-    CommandType.SUBMIT_3D: _codec("I4x", _submit_3d),
     CommandType.UPDATE_CURSOR: _codec("3I4x3I4x", _plain(UpdateCursor)),
     CommandType.MOVE_CURSOR: _codec("3I20x", _plain(MoveCursor)),
 }
@@ -391,29 +337,6 @@ def decode_mem_entries(entries: Buffer) -> list[tuple[int, int]]:
     return [(addr, length) for addr, length in _MEM_ENTRY.iter_unpack(entries[:whole])]
 
 
-def encode_response(request: Header, response: ResponseType, body: Buffer = b"") -> bytes:
-    """Any response: a header that echoes the request's fence, then the body.
-
-    Spec 5.7.6.7: with FENCE set the device answers with the flag, fence_id and ctx_id of the request, and ring_idx with
-    INFO_RING_IDX; without it those fields are zero.
-    """
-    if not request.fenced:
-        return HEADER.pack(response, 0, 0, 0, 0) + body
-    flags = request.flags & (HeaderFlag.FENCE | HeaderFlag.INFO_RING_IDX)
-    ring_idx = request.ring_idx if request.has_ring_idx else 0
-    return HEADER.pack(response, flags, request.fence_id, request.ctx_id, ring_idx) + body
-
-
-def ok_nodata(request: Header) -> bytes:
-    """24 bytes."""
-    return encode_response(request, ResponseType.OK_NODATA)
-
-
-def error(request: Header, response: ResponseType) -> bytes:
-    """24 bytes."""
-    return encode_response(request, response)
-
-
 def display_info_body(modes: Sequence[DisplayMode]) -> bytes:
     """384 bytes: 16 scanouts, those not given disabled. ValueError for more than 16."""
     if len(modes) > MAX_SCANOUTS:
@@ -425,11 +348,6 @@ def display_info_body(modes: Sequence[DisplayMode]) -> bytes:
     return body.ljust(MAX_SCANOUTS * _DISPLAY_ONE.size, b"\0")
 
 
-def ok_display_info(request: Header, modes: Sequence[DisplayMode]) -> bytes:
-    """408 bytes."""
-    return encode_response(request, ResponseType.OK_DISPLAY_INFO, display_info_body(modes))
-
-
 def edid_body(edid: bytes) -> bytes:
     """1032 bytes: the EDID's length, then the EDID in a field of 1024. ValueError for a longer one."""
     if len(edid) > EDID_MAX_BYTES:
@@ -437,31 +355,9 @@ def edid_body(edid: bytes) -> bytes:
     return struct.pack("<I4x", len(edid)) + edid.ljust(EDID_MAX_BYTES, b"\0")
 
 
-def ok_edid(request: Header, edid: bytes) -> bytes:
-    """1056 bytes."""
-    return encode_response(request, ResponseType.OK_EDID, edid_body(edid))
-
-
 def capset_info_body(capset_id: int, max_version: int, max_size: int) -> bytes:
     """16 bytes. max_size: of the capability set, in bytes."""
     return struct.pack("<3I4x", capset_id, max_version, max_size)
-
-
-def ok_capset_info(request: Header, capset_id: int, max_version: int, max_size: int) -> bytes:
-    """40 bytes."""
-    return encode_response(request, ResponseType.OK_CAPSET_INFO, capset_info_body(capset_id, max_version, max_size))
-
-
-def ok_capset(request: Header, capset: bytes) -> bytes:
-    """24 bytes and the capability set."""
-    return encode_response(request, ResponseType.OK_CAPSET, capset)
-
-
-def ok_resource_uuid(request: Header, uuid: bytes) -> bytes:
-    """40 bytes. uuid: 16 bytes, else ValueError."""
-    if len(uuid) != UUID_BYTES:
-        raise ValueError(f"a UUID of {len(uuid)} bytes")
-    return encode_response(request, ResponseType.OK_RESOURCE_UUID, uuid)
 
 
 def decode_display_info(response: Buffer) -> list[DisplayMode]:

@@ -62,4 +62,3 @@ class Worker:
         if self.pidfd is not None:
             self.pidfd.close()
             self.pidfd = None
-

@@ -1,4 +1,6 @@
-"""Builds native._dataplane: virtqueues, guest memory, workers' lanes and the thread between them. It links no GPU library.
+"""Builds native._dataplane: virtqueues, guest memory, workers' lanes and the thread between them.
+
+It links no GPU library.
 
 setuptools takes `native/build_dataplane.py:ffibuilder` (cffi_modules) and runs it in the project's root;
 `python native/build_dataplane.py [DIR]` builds in place, or into DIR.
@@ -9,12 +11,13 @@ from pathlib import Path
 
 from cffi import FFI
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # setuptools runs this file without its package
-from cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, sanitize_flags  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # setuptools runs this file on its own
+from native.cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, sanitize_flags
 
 SOURCES = (
-    "backing.c commands.c guestmem.c idmap.c lane.c lanes.c pixels.c plane.c plane_setup.c queues.c texture.c virtqueue.c"
-).split()
+    *("backing.c", "commands.c", "guestmem.c", "idmap.c", "lane.c", "lanes.c"),
+    *("pixels.c", "plane.c", "plane_setup.c", "queues.c", "texture.c", "virtqueue.c"),
+)
 
 
 def make_builder(root: Path = Path()) -> FFI:
@@ -28,6 +31,7 @@ def make_builder(root: Path = Path()) -> FFI:
         sources=[str(native / "src" / name) for name in SOURCES],
         include_dirs=[str(native / "src")],
         depends=headers(native),
+        py_limited_api=False,  # one file name, whether built in place or by setuptools
         extra_compile_args=[*CFLAGS, *sanitize_flags()],
         extra_link_args=["-pthread", *sanitize_flags()],
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cffi import FFI
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # setuptools runs this file without its package
-from cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, sanitize_flags
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # setuptools runs this file on its own
+from native.cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, sanitize_flags
 
 SOURCES = ("engine.c", "consumer.c", "null_engine.c", "virgl_engine.c", "virgl_egl.c", "virgl_log.c")
 INCLUDES = ("consumer.h", "null_engine.h", "virgl_engine.h", "virgl_log.h")
@@ -43,6 +43,7 @@ def make_builder(root: Path = Path()) -> FFI:
         sources=[str(native / "src" / name) for name in SOURCES],
         include_dirs=[str(native / "src")],
         depends=headers(native),
+        py_limited_api=False,  # one file name, whether built in place or by setuptools
         define_macros=[("ISO_VIRGL_VERSION", str(virgl_version()))],
         extra_compile_args=[*CFLAGS, *sanitize_flags(), *pkg_config("--cflags", *PACKAGES)],
         extra_link_args=["-pthread", *sanitize_flags(), *pkg_config("--libs", *PACKAGES)],

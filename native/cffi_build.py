@@ -1,7 +1,7 @@
 """What the two builders of native extension modules share: flags, the sanitized variant, building in place.
 
-ISOREND_SANITIZE=1 in the environment builds with AddressSanitizer and UndefinedBehaviorSanitizer; such a module loads only
-into a process that has libasan preloaded (tests/sanitized.py starts one).
+ISOREND_SANITIZE=1 in the environment builds with AddressSanitizer and UndefinedBehaviorSanitizer; such a module loads
+only into a process that has libasan preloaded (tests/sanitized.py starts one).
 """
 
 import os

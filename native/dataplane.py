@@ -1,7 +1,7 @@
 """Typed face of native._dataplane: guest memory, backings, lanes to workers, and the plane that joins them.
 
-Every object here owns its C counterpart and frees it once: close() or the garbage collector, whichever comes first. Sizes,
-offsets and strides are in bytes. The C headers (native/src/plane.h first) tell how the parts work together.
+Every object here owns its C counterpart and frees it once: close() or the garbage collector, whichever comes first.
+Sizes, offsets and strides are in bytes. The C headers (native/src/plane.h first) tell how the parts work together.
 """
 
 import errno
@@ -47,7 +47,8 @@ def _check(result: int, what: str) -> int:
 
 
 class GuestMemory:
-    """Guest RAM, mapped (native/src/guestmem.h). Add the regions, then hand it to a plane; from then on it is read-only."""
+    """Guest RAM, mapped (native/src/guestmem.h). Add the regions, then hand it to a plane; from then on it is
+    read-only."""
 
     def __init__(self) -> None:
         handle = lib.iso_guestmem_new()
@@ -94,11 +95,12 @@ class Backing:
     def __init__(self, memory: GuestMemory, entries: bytes | memoryview, count: int) -> None:
         """Parses `count` struct virtio_gpu_mem_entry.
 
-        Raises OSError: EINVAL if there are none, too many, fewer bytes than that, or an entry is empty or not RAM; ENOMEM.
+        Raises OSError: EINVAL if there are none, too many, fewer bytes than that, or an entry is empty or not RAM;
+        ENOMEM.
         """
         if len(entries) < 16 * count:
             raise OSError(errno.EINVAL, "fewer entries than announced")
-        out = ffi.new("struct iso_backing **")
+        out: Any = ffi.new("struct iso_backing **")
         _check(lib.iso_backing_new(memory.handle, ffi.from_buffer(entries), count, out), "backing")
         self.handle = ffi.gc(out[0], lib.iso_backing_unref)
         self.nbytes: int = lib.iso_backing_bytes(self.handle)
@@ -112,13 +114,17 @@ class Backing:
         """Copies rows out of guest memory, row i to into[i * stride:]. False if they reach past the backing or RAM."""
         self._fits(at, into, stride)
         rows = self._rows(at)
-        return bool(lib.iso_backing_read_rows(memory.handle, self.handle, rows, ffi.from_buffer("uint8_t[]", into), stride, 0))
+        return bool(
+            lib.iso_backing_read_rows(memory.handle, self.handle, rows, ffi.from_buffer("uint8_t[]", into), stride, 0)
+        )
 
     def write_rows(self, memory: GuestMemory, at: Rows, data: bytes | memoryview, stride: int) -> bool:
         """Copies rows into guest memory, row i from data[i * stride:]. False if they reach past the backing or RAM."""
         self._fits(at, data, stride)
         rows = self._rows(at)
-        return bool(lib.iso_backing_write_rows(memory.handle, self.handle, rows, ffi.from_buffer("uint8_t[]", data), stride, 0))
+        return bool(
+            lib.iso_backing_write_rows(memory.handle, self.handle, rows, ffi.from_buffer("uint8_t[]", data), stride, 0)
+        )
 
     @staticmethod
     def _fits(at: Rows, ours: bytes | memoryview, stride: int) -> None:
@@ -181,7 +187,9 @@ def convert_to_xrgb(format: int, source: memoryview, stride: int, rect: Rect) ->
     out = bytearray(4 * rect.width * rect.height)
     start = ffi.from_buffer("uint8_t[]", source) + (rect.y * stride + 4 * rect.x)
     row = 4 * rect.width
-    if not lib.iso_pixels_to_xrgb(format, start, stride, ffi.from_buffer("uint8_t[]", out), row, rect.width, rect.height):
+    if not lib.iso_pixels_to_xrgb(
+        format, start, stride, ffi.from_buffer("uint8_t[]", out), row, rect.width, rect.height
+    ):
         raise ValueError(f"format {format} is not a scanout's")
     return out
 
@@ -189,7 +197,9 @@ def convert_to_xrgb(format: int, source: memoryview, stride: int, rect: Rect) ->
 class Lane:
     """The master's end of one worker's rings and its staging memory (native/src/lane.h). Used through a Plane."""
 
-    def __init__(self, number: int, ring_fd: int, staging_fd: int, staging_bytes: int, to_worker: int, from_worker: int):
+    def __init__(
+        self, number: int, ring_fd: int, staging_fd: int, staging_bytes: int, to_worker: int, from_worker: int
+    ):
         """Maps both memories and duplicates the doorbells. Raises OSError."""
         handle = lib.iso_lane_new(number, ring_fd, staging_fd, staging_bytes, to_worker, from_worker)
         if handle == ffi.NULL:
@@ -215,7 +225,8 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class WorkDone:
-    """What Plane.send() or Plane.readback() started has ended; for a readback, where its pixels lie in staging memory."""
+    """What Plane.send() or Plane.readback() started has ended; for a readback, where its pixels lie in staging
+    memory."""
 
     lane: int
     token: int
@@ -278,7 +289,7 @@ class Plane:
         self._handle = lib.iso_plane_new()
         if self._handle == ffi.NULL:
             raise MemoryError
-        self._event = ffi.new("struct iso_event *")
+        self._event: Any = ffi.new("struct iso_event *")
         self._buffer = ffi.new("uint8_t[]", COMMAND_BUFFER)
         self._capacity = COMMAND_BUFFER
 
@@ -304,7 +315,9 @@ class Plane:
 
     def queue_setup(self, queue: int, size: int, desc: int, avail: int, used: int, base: int, event_idx: bool) -> None:
         """Sets a stopped queue up; addresses are the front end's. Raises OSError (EINVAL)."""
-        _check(lib.iso_plane_queue_setup(self._handle, queue, size, desc, avail, used, base, event_idx), f"queue {queue}")
+        _check(
+            lib.iso_plane_queue_setup(self._handle, queue, size, desc, avail, used, base, event_idx), f"queue {queue}"
+        )
 
     def queue_call(self, queue: int, fd: int) -> None:
         """The eventfd that interrupts the guest (duplicated), -1 for none."""
@@ -315,7 +328,8 @@ class Plane:
         _check(lib.iso_plane_queue_err(self._handle, queue, fd), f"queue {queue} err")
 
     def queue_start(self, queue: int, kick_fd: int) -> None:
-        """Starts a queue with its kick eventfd (duplicated). Raises OSError (EINVAL not set up, EFAULT not in memory)."""
+        """Starts a queue with its kick eventfd (duplicated). Raises OSError (EINVAL not set up, EFAULT not in
+        memory)."""
         _check(lib.iso_plane_queue_start(self._handle, queue, kick_fd), f"queue {queue}")
 
     def queue_enable(self, queue: int, enable: bool) -> None:
@@ -450,5 +464,3 @@ class Plane:
         out = ffi.new("struct iso_plane_stats *")
         lib.iso_plane_get_stats(self._handle, out)
         return PlaneStatistics(*(getattr(out, name) for name in PlaneStatistics.__slots__))
-
-

@@ -1,7 +1,8 @@
 """Our copy of a 2D resource's pixels.
 
-Without udmabuf the guest's scattered pages cannot become one piece of memory, so TRANSFER_TO_HOST_2D copies the rows it names
-into a shadow. That is also what makes the command atomic: what is shown is what the guest had there at the transfer.
+Without udmabuf the guest's scattered pages cannot become one piece of memory, so TRANSFER_TO_HOST_2D copies the rows it
+names into a shadow. That is also what makes the command atomic: what is shown is what the guest had there at the
+transfer.
 """
 
 import mmap
@@ -22,8 +23,8 @@ class Shadow:
     def fill(self, memory: GuestMemory, backing: Backing, rect: Rect, offset: int) -> bool:
         """Copies a rectangle out of guest memory.
 
-        `offset` is where the rectangle's first pixel lies in the backing, whose rows are as long as the resource's (virtio
-        1.3, 5.7.6.8). The rectangle must lie inside. False if it reaches past the backing or RAM.
+        `offset` is where the rectangle's first pixel lies in the backing, whose rows are as long as the resource's
+        (virtio 1.3, 5.7.6.8). The rectangle must lie inside. False if it reaches past the backing or RAM.
         """
         rows = Rows(offset=offset, stride=self.stride, row_bytes=4 * rect.width, rows=rect.height)
         with memoryview(self._pixels) as pixels:

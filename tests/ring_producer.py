@@ -63,6 +63,9 @@ class RingProducer:
         self.memory = memory
         self.map = mmap.mmap(memory.ring.fd, ring.RING_TOTAL_BYTES)
         self.staging = mmap.mmap(memory.staging.fd, 0)
+        # Stores through these are one instruction; struct.pack_into writes byte by byte, which the worker would see.
+        self._words64 = memoryview(self.map).cast("Q")
+        self._words32 = memoryview(self.map).cast("I")
         self.head = 0
         self.next_seq = 1
         self.completions: list[Completion] = []
@@ -70,19 +73,19 @@ class RingProducer:
 
     def word64(self, offset: int) -> int:
         """A 64-bit word of the header."""
-        return int(struct.unpack_from("<Q", self.map, offset)[0])
+        return self._words64[offset // 8]
 
     def word32(self, offset: int) -> int:
         """A 32-bit word of the header."""
-        return int(struct.unpack_from("<I", self.map, offset)[0])
+        return self._words32[offset // 4]
 
     def set64(self, offset: int, value: int) -> None:
         """Write a 64-bit word of the header."""
-        struct.pack_into("<Q", self.map, offset, value)
+        self._words64[offset // 8] = value
 
     def set32(self, offset: int, value: int) -> None:
         """Write a 32-bit word of the header."""
-        struct.pack_into("<I", self.map, offset, value)
+        self._words32[offset // 4] = value
 
     def ring_doorbell(self) -> None:
         """Wake the worker, asleep or not."""
@@ -203,6 +206,8 @@ class RingProducer:
 
     def close(self) -> None:
         """Unmap; the descriptors are closed too."""
+        self._words64.release()
+        self._words32.release()
         self.map.close()
         self.staging.close()
         self.memory.close()

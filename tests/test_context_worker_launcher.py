@@ -1,5 +1,6 @@
 """The launcher: workers are its children alone, their deaths are told, and nothing outlives the master."""
 
+import errno
 import os
 import re
 import signal
@@ -13,8 +14,8 @@ import pytest
 from context_worker.lockdown import WORKER_ENVIRONMENT
 from context_worker.worker import ExitCode
 from ipc.channel import channel_pair
-from ipc.messages import CreateContext, EngineName, Exited, Fault, Spawned, SpawnWorker
-from ipc.ring import RecordStatus, WorkerMemory
+from ipc.messages import CreateContext, EngineName, Exited, Fault, Spawned, SpawnFailed, SpawnWorker
+from ipc.ring import RecordStatus, RecordType, WorkerMemory
 from tests import ring_producer
 from tests.ring_producer import ROOT, Launcher, running_launcher, wait_readable, wait_until
 
@@ -37,6 +38,7 @@ def status_field(pid: int, name: str) -> str:
     return match[1]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a worker is not dumpable: only root may look into it")
 def test_a_worker_has_its_own_descriptors_and_no_others() -> None:
     with running_launcher() as launcher:
         for _ in range(3):
@@ -51,6 +53,14 @@ def test_a_worker_has_its_own_descriptors_and_no_others() -> None:
                 "socket",
             ]
         assert len([name for name in descriptors(launcher.process.pid) if "memfd" in name or "eventfd" in name]) == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into any process")
+def test_nobody_but_root_may_look_into_a_worker() -> None:
+    with running_launcher() as launcher:
+        worker = launcher.start(EngineName.NULL)
+        with pytest.raises(PermissionError):
+            descriptors(worker.pid)
 
 
 def test_a_worker_is_restricted_before_it_is_ready() -> None:
@@ -89,6 +99,8 @@ def test_log_lines_begin_with_the_title() -> None:
         worker = launcher.start(EngineName.NULL)
         worker.producer.wait(worker.producer.control(CreateContext(7, 0, "kmscube")))
         worker.producer.wait(worker.producer.control(CreateContext(8, 0, "a\nforged line")))
+        worker.producer.put(RecordType.CONTROL, b"nonsense")
+        launcher.wait_exited(worker)
     with os.fdopen(read) as stderr:
         lines = stderr.read().splitlines()
     assert lines
@@ -192,6 +204,27 @@ def test_a_render_node_that_is_not_there_is_told() -> None:
         assert isinstance(message, Fault)
         assert "/dev/dri/renderD000" in message.text
         assert os.waitstatus_to_exitcode(launcher.wait_exited(worker)) == ExitCode.NO_ENGINE
+
+
+def test_a_launcher_out_of_descriptors_says_so_and_goes_on() -> None:
+    with running_launcher() as launcher:
+        launcher.start(EngineName.NULL)
+        process = psutil.Process(launcher.process.pid)
+        limit = process.rlimit(psutil.RLIMIT_NOFILE)
+        memory = WorkerMemory.create(4096)
+        ours, theirs = channel_pair()
+        # Room for the five that arrive, and none for the pidfd: the limit is the sixth number that is free.
+        taken = {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
+        free = [number for number in range(100) if number not in taken]
+        process.rlimit(psutil.RLIMIT_NOFILE, (free[5], limit[1]))
+        launcher.channel.send(SpawnWorker(9, EngineName.NULL), [theirs.fileno(), *memory.fds()])
+        message, _ = launcher.channel.recv()
+        assert message == SpawnFailed(9, errno.EMFILE)
+        process.rlimit(psutil.RLIMIT_NOFILE, limit)
+        assert len(process.children()) == 1
+        launcher.start(EngineName.NULL)
+        for end in (memory, ours, theirs):
+            end.close()
 
 
 @pytest.mark.parametrize("arguments", [[], ["--channel-fd=x"], ["--channel-fd=0", "--nonsense"]])

@@ -14,13 +14,12 @@ from master.display_messages import CURSOR_BYTES, Cursor, DmabufScanout
 from master.display_messages import DisplayRequest as Req
 from master.edid import make_edid
 from master.errors import ProtocolError
-from master.wire import DisplayMode, Header, Rect
+from master.wire import DisplayMode, Rect
 from native.owned_fd import OwnedFd
 from tests.event_loop import LoopDriver, loop_driver
 from tests.fake_vmm.display import Display as FakeDisplay
 
 EDID, DMABUF2 = 1, 2
-NO_FENCE = Header(0, 0, 0, 0, 0)
 MODES = [DisplayMode(Rect(0, 0, 1024, 768), True), DisplayMode(Rect(1024, 0, 640, 480), False)]
 CURSOR = Cursor(3, 4, bytes(range(256)) * 64)
 TILED = 0x0200000000000001
@@ -165,7 +164,7 @@ def test_display_info(peer: Peer) -> None:
     peer.negotiate()
     peer.link.get_display_info(infos.append)
     assert peer.messages() == [(Req.GET_DISPLAY_INFO, b"")]
-    peer.reply(Req.GET_DISPLAY_INFO, wire.ok_display_info(NO_FENCE, MODES))
+    peer.reply(Req.GET_DISPLAY_INFO, bytes(24) + wire.display_info_body(MODES))
     assert len(infos) == 1
     assert infos[0][:2] == MODES
 
@@ -175,7 +174,7 @@ def test_edid(peer: Peer) -> None:
     peer.negotiate()
     peer.link.get_edid(1, edids.append)
     assert peer.messages() == [(Req.GET_EDID, u32(1)), (Req.GET_PROTOCOL_FEATURES, b"")]
-    peer.reply(Req.GET_EDID, wire.ok_edid(NO_FENCE, b"display" * 20))
+    peer.reply(Req.GET_EDID, bytes(24) + wire.edid_body(b"display" * 20))
     assert edids == [b"display" * 20]
     peer.reply(Req.GET_PROTOCOL_FEATURES, struct.pack("=Q", 3))
     assert edids == [b"display" * 20]
@@ -197,7 +196,7 @@ def test_an_edid_is_made_where_the_front_end_gives_none(peer: Peer) -> None:
     peer.negotiate(DMABUF2)
     peer.link.get_display_info(lambda _modes: None)
     peer.messages()
-    peer.reply(Req.GET_DISPLAY_INFO, wire.ok_display_info(NO_FENCE, MODES))
+    peer.reply(Req.GET_DISPLAY_INFO, bytes(24) + wire.display_info_body(MODES))
     peer.link.get_edid(0, edids.append)
     peer.link.get_edid(1, edids.append)
     assert edids == [make_edid(1024, 768), None]
@@ -484,7 +483,7 @@ def test_a_link_may_be_closed_from_its_own_callback(peer: Peer) -> None:
     peer.link.get_edid(0, lambda _edid: peer.link.close())
     peer.link.get_display_info(lambda _modes: peer.link.close())
     peer.messages()
-    peer.reply(Req.GET_DISPLAY_INFO, wire.ok_display_info(NO_FENCE, MODES))
+    peer.reply(Req.GET_DISPLAY_INFO, bytes(24) + wire.display_info_body(MODES))
     assert peer.link.closed
     assert peer.closings == []
 

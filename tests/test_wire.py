@@ -1,7 +1,6 @@
 """The virtio-gpu codecs, against the fake VMM's own, which were written apart from them."""
 
 import struct
-from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from master import wire
 from master.errors import GuestError
 from master.virtio_gpu import CommandType, HeaderFlag, ResponseType
-from master.wire import Box, DisplayMode, GuestCommand, Header, Rect
+from master.wire import DisplayMode, GuestCommand, Header, Rect
 from tests.fake_vmm import commands
 from tests.fake_vmm import wire as guest
 from tests.fake_vmm.commands import GpuCommand
@@ -38,9 +37,6 @@ ISSUED = [
     commands.ctx_destroy(5),
     commands.ctx_attach_resource(5, 7),
     commands.ctx_detach_resource(5, 7),
-    commands.transfer_to_host_3d(5, 7, guest.Box(4, 5, 6, 1, 2, 3), offset=1 << 40, level=2, stride=64, layer_stride=9),
-    commands.transfer_from_host_3d(5, 7, guest.Box(4, 5, 6, 1, 2, 3), offset=1 << 40, level=2),
-    commands.submit_3d(5, b"\1\0\2\0" * 8),
     commands.update_cursor(1, 100, 200, 7, 3, 4),
     commands.move_cursor(1, 100, 200),
 ]
@@ -74,8 +70,9 @@ def test_the_table_knows_every_command_of_the_device_and_no_other() -> None:
         CommandType.RESOURCE_MAP_BLOB,
         CommandType.RESOURCE_UNMAP_BLOB,
     }
-    assert {command.type for command in ISSUED} == set(CommandType) - later
-    for type_ in [*later, 0, 0x1100, 0xFFFFFFFF]:
+    data_plane = {CommandType.SUBMIT_3D, CommandType.TRANSFER_TO_HOST_3D, CommandType.TRANSFER_FROM_HOST_3D}
+    assert {command.type for command in ISSUED} == set(CommandType) - later - data_plane
+    for type_ in [*later, *data_plane, 0, 0x1100, 0xFFFFFFFF]:
         assert refused(guest.HEADER.pack(type_, 0, 0, 0, 0) + bytes(256)) is ResponseType.ERR_UNSPEC
 
 
@@ -108,8 +105,8 @@ def test_2d_commands(a: int, b: int, c: int, d: int) -> None:
     assert decoded(commands.move_cursor(a, b, c)) == wire.MoveCursor(plain(0, CommandType.MOVE_CURSOR), a, b, c)
 
 
-@given(*[U32] * 10, U64)
-def test_3d_commands(a: int, b: int, c: int, d: int, e: int, f: int, g: int, h: int, i: int, j: int, big: int) -> None:
+@given(*[U32] * 10)
+def test_3d_commands(a: int, b: int, c: int, d: int, e: int, f: int, g: int, h: int, i: int, j: int) -> None:
     what = guest.ResourceDescription(
         target=a, format=b, bind=c, width=d, height=e, depth=f, array_size=g, last_level=h, nr_samples=i, flags=j
     )
@@ -117,14 +114,6 @@ def test_3d_commands(a: int, b: int, c: int, d: int, e: int, f: int, g: int, h: 
     assert created == wire.ResourceCreate3D(
         plain(a, CommandType.RESOURCE_CREATE_3D), j, a, b, c, d, e, f, g, h, i, j
     )
-    theirs, ours = guest.Box(width=a, height=b, depth=c, x=d, y=e, z=f), Box(x=d, y=e, z=f, w=a, h=b, d=c)
-    placing = {"offset": big, "level": g, "stride": h, "layer_stride": i}
-    to_host = decoded(commands.transfer_to_host_3d(a, j, theirs, **placing))
-    header = plain(a, CommandType.TRANSFER_TO_HOST_3D)
-    assert to_host == wire.TransferToHost3D(header, ours, resource_id=j, **placing)
-    from_host = decoded(commands.transfer_from_host_3d(a, j, theirs, **placing))
-    header = plain(a, CommandType.TRANSFER_FROM_HOST_3D)
-    assert from_host == wire.TransferFromHost3D(header, ours, resource_id=j, **placing)
 
 
 @given(st.lists(st.tuples(U64, U32), max_size=50), st.binary(max_size=40))
@@ -142,15 +131,6 @@ def test_fewer_backing_entries_than_counted() -> None:
     assert refused(command[:-1]) is ResponseType.ERR_UNSPEC
     counted = guest.HEADER.pack(CommandType.RESOURCE_ATTACH_BACKING, 0, 0, 0, 0) + b"\1\0\0\0" + b"\xff\xff\xff\xff"
     assert refused(counted + bytes(64)) is ResponseType.ERR_UNSPEC
-
-
-@given(st.binary(max_size=200), st.binary(max_size=8))
-def test_a_stream_is_exactly_as_long_as_it_says(stream: bytes, more: bytes) -> None:
-    submit = wire.decode(on_the_wire(commands.submit_3d(5, stream)) + more)
-    assert isinstance(submit, wire.Submit3D)
-    assert submit.commands == stream
-    too_long = commands.submit_3d(5, stream, size=len(stream) + 1)
-    assert refused(on_the_wire(too_long)) is ResponseType.ERR_INVALID_PARAMETER
 
 
 @pytest.mark.parametrize("command", ISSUED, ids=lambda command: command.name)
@@ -214,22 +194,14 @@ def test_a_context_name_never_holds_control_characters(name: bytes) -> None:
     assert all(" " <= character <= "~" for character in create.debug_name)
 
 
-@given(HEADERS)
-def test_responses_echo_the_fence_and_only_if_there_is_one(request: Header) -> None:
-    response = guest.decode_response(wire.ok_nodata(request))
-    assert response.type == guest.Resp.OK_NODATA
-    if request.flags & guest.FLAG_FENCE:
-        assert response.flags == request.flags & (guest.FLAG_FENCE | guest.FLAG_RING_IDX)
-        assert (response.fence_id, response.ctx_id) == (request.fence_id, request.ctx_id)
-        assert response.ring_idx == (request.ring_idx if request.flags & guest.FLAG_RING_IDX else 0)
-    else:
-        assert (response.flags, response.fence_id, response.ctx_id, response.ring_idx) == (0, 0, 0, 0)
+def answer(response: ResponseType, body: bytes) -> bytes:
+    """As the data plane writes it, for a command without a fence."""
+    return guest.HEADER.pack(response, 0, 0, 0, 0) + body
 
 
-def test_responses_with_something_in_them() -> None:
-    request = Header(CommandType.GET_DISPLAY_INFO, 1, 42, 3, 0)
+def test_response_bodies() -> None:
     modes = [DisplayMode(Rect(0, 0, 1280, 800), True), DisplayMode(Rect(1280, 0, 640, 480), False, 5)]
-    raw = wire.ok_display_info(request, modes)
+    raw = answer(ResponseType.OK_DISPLAY_INFO, wire.display_info_body(modes))
     info = guest.decode_response(raw)
     assert isinstance(info, guest.DisplayInfo)
     assert len(raw) == 408
@@ -238,35 +210,22 @@ def test_responses_with_something_in_them() -> None:
     assert len(info.modes) == 16 and not any(mode.enabled for mode in info.modes[1:])
     assert wire.decode_display_info(raw)[:2] == modes
 
-    raw = wire.ok_edid(request, bytes(range(128)))
+    raw = answer(ResponseType.OK_EDID, wire.edid_body(bytes(range(128))))
     edid = guest.decode_response(raw)
     assert isinstance(edid, guest.Edid)
-    assert (len(raw), edid.size, edid.edid, edid.fence_id) == (1056, 128, bytes(range(128)), 42)
+    assert (len(raw), edid.size, edid.edid) == (1056, 128, bytes(range(128)))
     assert wire.decode_edid(raw) == bytes(range(128))
 
-    capset_info = guest.decode_response(wire.ok_capset_info(request, 2, 3, 1380))
+    capset_info = guest.decode_response(answer(ResponseType.OK_CAPSET_INFO, wire.capset_info_body(2, 3, 1380)))
     assert isinstance(capset_info, guest.CapsetInfo)
     assert (capset_info.capset_id, capset_info.max_version, capset_info.max_size) == (2, 3, 1380)
 
-    capset = guest.decode_response(wire.ok_capset(request, b"capabilities"))
-    assert isinstance(capset, guest.Capset)
-    assert capset.data == b"capabilities"
-
-    uuid = guest.decode_response(wire.ok_resource_uuid(request, bytes(range(16))))
-    assert isinstance(uuid, guest.ResourceUuid)
-    assert uuid.uuid == UUID(bytes=bytes(range(16)))
-
-    error = guest.decode_response(wire.error(request, ResponseType.ERR_INVALID_CONTEXT_ID))
-    assert (error.type, error.fence_id, error.ctx_id) == (guest.Resp.ERR_INVALID_CONTEXT_ID, 42, 3)
-
 
 def test_what_does_not_fit_into_a_response() -> None:
-    request = Header(0, 0, 0, 0, 0)
     mode = DisplayMode(Rect(0, 0, 1, 1), True)
     for encode in (
-        lambda: wire.ok_display_info(request, [mode] * 17),
-        lambda: wire.ok_edid(request, bytes(1025)),
-        lambda: wire.ok_resource_uuid(request, bytes(15)),
+        lambda: wire.display_info_body([mode] * 17),
+        lambda: wire.edid_body(bytes(1025)),
         lambda: wire.decode_display_info(bytes(407)),
         lambda: wire.decode_edid(bytes(1055)),
         lambda: wire.decode_edid(bytes(24) + b"\x01\x04\0\0" + bytes(1028)),

@@ -38,8 +38,11 @@ static void submit(struct iso_plane *plane, struct iso_request *request, struct 
     struct cmd_submit cmd;
     struct iso_work *work = &request->work;
     bool fenced = request->hdr.flags & ISO_HDR_FENCE;
-    if (!iso_chain_read(plane->mem, &request->chain, 0, &cmd, sizeof(cmd)) || (cmd.size & 3) ||
-        cmd.size > request->chain.out_len - sizeof(cmd)) {
+    if (!iso_chain_read(plane->mem, &request->chain, 0, &cmd, sizeof(cmd))) {
+        fail(plane, request, ISO_RESP_ERR_UNSPEC);
+        return;
+    }
+    if ((cmd.size & 3) || cmd.size > request->chain.out_len - sizeof(cmd)) {
         fail(plane, request, ISO_RESP_ERR_INVALID_PARAMETER);
         return;
     }
@@ -70,7 +73,7 @@ static void transfer(struct iso_plane *plane, struct iso_request *request, struc
     struct cmd_transfer_3d cmd;
     struct iso_rows rows;
     if (!iso_chain_read(plane->mem, &request->chain, 0, &cmd, sizeof(cmd))) {
-        fail(plane, request, ISO_RESP_ERR_INVALID_PARAMETER);
+        fail(plane, request, ISO_RESP_ERR_UNSPEC);
         return;
     }
     struct iso_resource *resource = iso_idmap_get(&plane->resources, cmd.resource_id);

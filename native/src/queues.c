@@ -93,11 +93,12 @@ static void timeline_retire(struct iso_plane *plane, struct iso_timeline *line)
 
 void iso_request_answer(struct iso_plane *plane, struct iso_request *request, uint32_t type, const uint8_t *payload, uint32_t len)
 {
-    struct iso_ctrl_hdr hdr = {.type = type, .flags = request->hdr.flags & (ISO_HDR_FENCE | ISO_HDR_RING_IDX)};
-    if (hdr.flags & ISO_HDR_FENCE) {
+    struct iso_ctrl_hdr hdr = {.type = type};
+    if (request->hdr.flags & ISO_HDR_FENCE) {
+        hdr.flags = request->hdr.flags & (ISO_HDR_FENCE | ISO_HDR_RING_IDX);
         hdr.fence_id = request->hdr.fence_id;
         hdr.ctx_id = request->hdr.ctx_id;
-        hdr.ring_idx = request->hdr.ring_idx;
+        hdr.ring_idx = hdr.flags & ISO_HDR_RING_IDX ? request->hdr.ring_idx : 0;
     }
     plane->stats.responses++;
     plane->stats.errors += type >= ISO_RESP_ERR_UNSPEC;

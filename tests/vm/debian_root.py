@@ -81,6 +81,8 @@ def unpack(
         f"deb {security} {suite}-security main",
     ]
     command = [
+        # mmdebstrap is to end with a build that is killed.
+        *("setpriv", "--pdeathsig", "KILL"),
         "mmdebstrap",
         "--mode=root",
         "--variant=extract",

@@ -91,9 +91,10 @@ class Lab:
             return
         started = time.monotonic()
         say(f"building {place}")
-        scratch = place.with_name(place.name + ".building")
-        if scratch.exists():
-            shutil.rmtree(scratch)
+        for abandoned in place.parent.glob(place.name + ".building-*"):
+            # A child of the build that was killed may still be writing there; the next build takes what is left.
+            shutil.rmtree(abandoned, ignore_errors=True)
+        scratch = place.with_name(f"{place.name}.building-{os.getpid()}")
         scratch.mkdir()
         build(scratch)
         scratch.rename(place)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-TITLE = re.compile(r"^isorend: ctx (?P<ctx>\d+) (?P<name>.*?) \((?P<engine>\S+)\)")
+TITLE = re.compile(r"^isorend: ctx (?P<ctx>\d+)(?: (?P<name>.*?))? \((?P<engine>\S+)\)")
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,5 @@ def context_workers(service_pid: int) -> list[WorkerProcess]:
         except psutil.NoSuchProcess:
             continue
         if title:
-            workers.append(WorkerProcess(process.pid, int(title["ctx"]), title["name"], title["engine"]))
+            workers.append(WorkerProcess(process.pid, int(title["ctx"]), title["name"] or "", title["engine"]))
     return sorted(workers, key=lambda worker: worker.ctx_id)

@@ -1,0 +1,35 @@
+# make demo        set up, then show three GL contexts of which one dies; VM=1 does it with a real QEMU and a Debian guest
+# make test        set up, then all checks and all tests; TESTS='tests/test_cli.py -x' gives pytest other arguments
+# make bench       set up, then measure; prints figures and judges nothing
+# make lint        ruff and mypy (the C code is checked by every build: -Wall -Wextra -Werror)
+# make setup       Debian packages, .venv, native modules
+# make clean       remove what was built here (not .venv, not the cached VM lab)
+
+PYTHON := .venv/bin/python
+TESTS ?= tests
+DEMO_OUT ?= demo-out
+
+.PHONY: demo test bench lint setup clean
+
+demo:
+	@bash .ci/setup $(if $(VM),vm)
+	.venv/bin/isorend demo --out $(DEMO_OUT) $(if $(VM),--vm)
+
+test:
+	@bash .ci/setup vm
+	@$(MAKE) --no-print-directory lint
+	$(PYTHON) -m pytest $(TESTS)
+
+bench: setup
+	$(PYTHON) -m bench
+
+lint:
+	.venv/bin/ruff check --quiet
+	.venv/bin/mypy --no-error-summary
+
+setup:
+	@bash .ci/setup
+
+clean:
+	rm -rf build demo-out tests/vm/out native/_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f .venv/set-up-native
