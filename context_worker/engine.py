@@ -7,7 +7,7 @@ All methods are called on the worker's one thread. A method that answers a contr
 from dataclasses import dataclass
 from typing import Protocol
 
-from ipc.messages import AttachBacking, AttachResource, Capability, Capset, CreateContext, EngineName
+from ipc.messages import AttachResource, Capability, Capset, CreateContext, EngineName
 from native.engines import NativeEngine, Status
 
 
@@ -50,12 +50,4 @@ class Engine(Protocol):
 
     def detach_resource(self, resource_id: int) -> Status:
         """Drop a resource's object."""
-        ...
-
-    def attach_backing(self, message: AttachBacking, address: int) -> Status:
-        """Give a resource the memory at `address`, message.length bytes, as its own."""
-        ...
-
-    def detach_backing(self, resource_id: int) -> Status:
-        """Take a resource's memory away."""
         ...

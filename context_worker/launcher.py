@@ -24,7 +24,7 @@ from ipc import messages
 from ipc.channel import Channel
 from ipc.errors import ChannelClosed, ProtocolError
 from ipc.messages import Exited, Spawned, SpawnFailed, SpawnWorker
-from ipc.owned_fd import OwnedFd
+from native.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The null engine: draws nothing and completes everything, for tests and benches of what surrounds an engine."""
 
 from context_worker.engine import Description
-from ipc.messages import AttachBacking, AttachResource, Capability, Capset, CreateContext, EngineName
+from ipc.messages import AttachResource, Capability, Capset, CreateContext, EngineName
 from native.engines import NullEngine as NativeNullEngine
 from native.engines import Status
 
@@ -17,7 +17,6 @@ class NullEngine:
         self.description = Description(renderer="null", version="", capabilities=Capability(0))
         self._context = 0
         self._resources: set[int] = set()
-        self._backed: set[int] = set()
 
     def capsets(self) -> list[Capset]:
         """None: there is nothing to draw with."""
@@ -42,19 +41,4 @@ class NullEngine:
         if resource_id not in self._resources:
             return Status.INVALID_RESOURCE
         self._resources.remove(resource_id)
-        self._backed.discard(resource_id)
-        return Status.OK
-
-    def attach_backing(self, message: AttachBacking, address: int) -> Status:
-        """Remember that there is memory; it is never written."""
-        if message.resource_id not in self._resources:
-            return Status.INVALID_RESOURCE
-        self._backed.add(message.resource_id)
-        return Status.OK
-
-    def detach_backing(self, resource_id: int) -> Status:
-        """Forget it."""
-        if resource_id not in self._backed:
-            return Status.INVALID_RESOURCE
-        self._backed.remove(resource_id)
         return Status.OK

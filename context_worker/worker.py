@@ -20,12 +20,10 @@ from ipc import messages
 from ipc.channel import Channel
 from ipc.errors import ChannelClosed, ProtocolError
 from ipc.messages import (
-    AttachBacking,
     AttachResource,
     CapsetsDone,
     CreateContext,
     DestroyContext,
-    DetachBacking,
     DetachResource,
     EngineName,
     Message,
@@ -170,8 +168,6 @@ class Decisions:
             CreateContext: self._create_context,
             AttachResource: engine.attach_resource,
             DetachResource: lambda message: engine.detach_resource(message.resource_id),
-            AttachBacking: self._attach_backing,
-            DetachBacking: lambda message: engine.detach_backing(message.resource_id),
         }
 
     def decide(self, control: Control) -> bool:
@@ -191,9 +187,3 @@ class Decisions:
     def _create_context(self, message: CreateContext) -> Status:
         title.set_title(title.context_title(message.ctx_id, message.name, self._engine.name))
         return self._engine.create_context(message)
-
-    def _attach_backing(self, message: AttachBacking) -> Status:
-        address = self._consumer.staging(message.offset, message.length)
-        if address is None:
-            raise ProtocolError(f"{message} is not within the staging memory")
-        return self._engine.attach_backing(message, address)

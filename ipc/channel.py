@@ -12,7 +12,7 @@ from typing import Self
 from ipc import messages
 from ipc.errors import ChannelClosed, ProtocolError
 from ipc.messages import Message
-from ipc.owned_fd import OwnedFd
+from native.owned_fd import OwnedFd
 
 _MAX_BYTES = max(kind.size() for kind in messages.MESSAGES.values())
 _MAX_FDS = max(kind.FDS for kind in messages.MESSAGES.values())

@@ -211,29 +211,6 @@ class DestroyContext(Message):
     ID = 35
 
 
-@dataclass(frozen=True)
-class AttachBacking(Message):
-    """Give a resource a range of the staging memory as its own.
-
-    There the renderer puts the results of queries (struct virgl_host_query_state, 16 bytes, in a PIPE_BUFFER with
-    VIRGL_BIND_CUSTOM) before the fence behind them completes. The range is the resource's until DetachBacking or
-    DetachResource has been completed.
-    """
-
-    ID = 36
-    resource_id: Annotated[int, IDENT]
-    offset: Annotated[int, U64]
-    length: Annotated[int, U64]
-
-
-@dataclass(frozen=True)
-class DetachBacking(Message):
-    """Take the range that AttachBacking gave away again."""
-
-    ID = 37
-    resource_id: Annotated[int, IDENT]
-
-
 TO_LAUNCHER: tuple[type[Message], ...] = (SpawnWorker,)
 FROM_LAUNCHER: tuple[type[Message], ...] = (Spawned, SpawnFailed, Exited)
 FROM_WORKER: tuple[type[Message], ...] = (Ready, Capset, CapsetsDone, Fault)
@@ -242,8 +219,6 @@ CONTROL: tuple[type[Message], ...] = (
     AttachResource,
     DetachResource,
     DestroyContext,
-    AttachBacking,
-    DetachBacking,
 )
 MESSAGES: dict[int, type[Message]] = {
     kind.ID: kind for kind in (*TO_LAUNCHER, *FROM_LAUNCHER, *FROM_WORKER, *CONTROL)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Self
 
-from ipc.owned_fd import OwnedFd
+from native.owned_fd import OwnedFd
 
 RING_MAGIC = 0x69736F72
 RING_VERSION = 1

@@ -148,13 +148,13 @@ class Contexts:
 
     def reset(self) -> None:
         """Device reset: every context is killed. Nobody is to blame."""
-        for context in list(self._by_worker.values()):
-            if not context.destroyed:
-                self._plane.forget_context(context.ctx_id)
+        for context in self:  # the lost ones too, whose workers are buried
+            self._plane.forget_context(context.ctx_id)
+        self._contexts.clear()
+        for context in self.in_use():
             context.destroyed = True
             self._plane.lose_lane(context.worker.lane)
             context.worker.kill("device reset")
-        self._contexts.clear()
 
     # ---- messages in the ring
 

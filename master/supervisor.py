@@ -17,7 +17,7 @@ from typing import Protocol
 from context_worker.lockdown import WORKER_ENVIRONMENT
 from ipc import messages
 from ipc.channel import Channel, channel_pair
-from ipc.errors import ChannelError
+from ipc.errors import ChannelClosed, ChannelError
 from ipc.messages import EngineName, Exited, Message, Spawned, SpawnFailed, SpawnWorker
 from ipc.ring import STAGING_BYTES, WorkerMemory
 from master.worker import Worker
@@ -26,6 +26,7 @@ from native.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
 
+CHANNEL_GRACE = 5.0  # seconds that a worker may live on after it has closed its channel
 LAUNCHER_GRACE = 5.0  # seconds that a new launcher has to live before its end is no reason to give up
 
 
@@ -212,11 +213,13 @@ class Supervisor:
         try:
             while (received := worker.channel.recv_nowait()) is not None:
                 worker.hear(received[0])
-        except ChannelError as error:
-            # Its end of the channel closes when it ends. If it lives on, it said something it must not.
+        except ChannelClosed:
+            # It is ending: a process closes its files before anybody can see that it is over.
             self._loop.remove_reader(worker.channel)
-            if not worker.has_ended():
-                worker.kill(f"broke the channel: {error}")
+            self._loop.call_later(CHANNEL_GRACE, worker.kill, "closed its channel")
+        except ChannelError as error:
+            self._loop.remove_reader(worker.channel)
+            worker.kill(f"broke the channel: {error}")
         if worker.serving and self._first is not None and not self._first.done():
             self._first.set_result(worker)
 

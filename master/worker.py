@@ -1,7 +1,7 @@
 """One worker as the master sees it."""
 
-import select
 import signal
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ipc import messages
@@ -47,14 +47,13 @@ class Worker:
             self.faults = [*self.faults[-(FAULTS_KEPT - 1) :], message.text]
 
     def kill(self, why: str) -> None:
-        """SIGKILL by pidfd, so that it can hit nobody else."""
-        if self.pidfd is not None and not self.dead:
-            self.doom = self.doom or why
-            signal.pidfd_send_signal(self.pidfd.fd, signal.SIGKILL)
-
-    def has_ended(self) -> bool:
-        """Whether its process is over."""
-        return self.pidfd is not None and bool(select.select([self.pidfd], [], [], 0)[0])
+        """SIGKILL by pidfd, so that it can hit nobody else; as soon as there is one, if it is still being started."""
+        if self.dead:
+            return
+        self.doom = self.doom or why
+        if self.pidfd is not None:
+            with suppress(ProcessLookupError):  # it has ended and been reaped, and we are about to hear of it
+                signal.pidfd_send_signal(self.pidfd.fd, signal.SIGKILL)
 
     def close(self) -> None:
         """Closes what is ours of it, its lane apart."""

@@ -170,14 +170,6 @@ class VirglEngine(NativeEngine):
         """Detach a resource and drop it; 0 or ENOENT."""
         return int(lib.iso_virgl_resource_detach(resource_id))
 
-    def backing_attach(self, resource_id: int, address: int, length: int) -> int:
-        """Give a resource `length` bytes at `address`, which must stay mapped; 0 or a positive errno."""
-        return int(lib.iso_virgl_backing_attach(resource_id, ffi.cast("uint8_t *", address), length))
-
-    def backing_detach(self, resource_id: int) -> int:
-        """Take a resource's memory away; 0 or ENOENT."""
-        return int(lib.iso_virgl_backing_detach(resource_id))
-
 
 def virgl_version() -> tuple[int, int, int]:
     """Version of libvirglrenderer that this was compiled against."""

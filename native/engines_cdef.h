@@ -70,8 +70,6 @@ int iso_virgl_context_create(uint32_t ctx_id, uint32_t capset_id, const char *na
 void iso_virgl_context_destroy(void);
 int iso_virgl_resource_attach(const struct iso_virgl_resource *resource);
 int iso_virgl_resource_detach(uint32_t resource_id);
-int iso_virgl_backing_attach(uint32_t resource_id, uint8_t *memory, uint64_t len);
-int iso_virgl_backing_detach(uint32_t resource_id);
 uint32_t iso_virgl_version(void);
 
 void iso_virgl_log_set_prefix(const char *prefix);

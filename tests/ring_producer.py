@@ -22,8 +22,8 @@ from ipc import messages, ring
 from ipc.channel import Channel, channel_pair
 from ipc.errors import ChannelClosed
 from ipc.messages import Capset, CapsetsDone, EngineName, Exited, Message, Ready, Spawned, SpawnWorker
-from ipc.owned_fd import OwnedFd
 from ipc.ring import RecordFlag, RecordType, WorkerMemory
+from native.owned_fd import OwnedFd
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60.0

@@ -11,11 +11,9 @@ from context_worker.worker import ExitCode
 from ipc import ring
 from ipc.errors import ChannelClosed
 from ipc.messages import (
-    AttachBacking,
     AttachResource,
     CreateContext,
     DestroyContext,
-    DetachBacking,
     DetachResource,
     EngineName,
     Fault,
@@ -197,9 +195,6 @@ def test_control_records_are_answered(producer: RingProducer) -> None:
     assert status(CreateContext(7, 0, "x")) == RecordStatus.OK
     assert status(CreateContext(8, 0, "x")) == RecordStatus.INVALID_PARAMETER
     assert status(RESOURCE) == RecordStatus.OK
-    assert status(AttachBacking(5, 4096, 16)) == RecordStatus.OK
-    assert status(DetachBacking(5)) == RecordStatus.OK
-    assert status(DetachBacking(5)) == RecordStatus.INVALID_RESOURCE
     assert status(DetachResource(5)) == RecordStatus.OK
     assert status(DetachResource(5)) == RecordStatus.INVALID_RESOURCE
     fenced = producer.control(RESOURCE, RecordFlag.FENCE)
@@ -256,13 +251,6 @@ def write(header: bytes, produced: int) -> Callable[[RingProducer], None]:
             write(record(size=64, kind=RecordType.CONTROL, payload_len=4) + b"\xff" * 4, 64), id="control unknown"
         ),
         pytest.param(write(record(kind=RecordType.CONTROL), 32), id="control empty"),
-        pytest.param(
-            write(
-                record(size=64, kind=RecordType.CONTROL, payload_len=24) + AttachBacking(5, 1 << 19, 1 << 20).encode(),
-                64,
-            ),
-            id="backing beyond the staging memory",
-        ),
     ],
 )
 def test_a_broken_ring_ends_the_worker_with_its_reason(

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from ipc.channel import channel_pair
-from ipc.owned_fd import OwnedFd
 from ipc.ring import RING_TOTAL_BYTES, RecordFlag, RecordStatus, RecordType, WorkerMemory, create_staging
 from native import engines
 from native.engines import Broken, Consumer, Control, HungUp, NullEngine, Status
+from native.owned_fd import OwnedFd
 from tests.ring_producer import RingProducer
 
 

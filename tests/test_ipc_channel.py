@@ -10,7 +10,7 @@ from ipc import messages
 from ipc.channel import Channel, channel_pair
 from ipc.errors import ChannelClosed, ProtocolError
 from ipc.messages import EngineName, Exited, Spawned, SpawnWorker
-from ipc.owned_fd import OwnedFd
+from native.owned_fd import OwnedFd
 
 ALL = tuple(messages.MESSAGES.values())
 

@@ -152,6 +152,8 @@ static enum iso_place place_transfer(struct iso_lane *lane, struct iso_work *wor
         return ISO_PLACE_REFUSED;
     if (!ring_room(lane, iso_ring_record_size(sizeof(work->transfer))))
         return ISO_PLACE_FULL;
+    if (lane->staging_head == lane->staging_tail) /* empty: start over, so that whatever fits at all fits now */
+        lane->staging_head = lane->staging_tail = 0;
     uint64_t head = lane->staging_head;
     if (!staging_take(lane, work->transfer.len, &work->transfer.offset))
         return ISO_PLACE_FULL;

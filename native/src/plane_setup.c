@@ -143,10 +143,29 @@ static bool is_on_a_lane(const struct iso_request *request)
     return request->work.request == request;
 }
 
+/* Takes a queue's commands out of those that wait for Python: an answered request goes back to the pool. */
+static void unhand(struct iso_plane *plane, uint32_t index)
+{
+    struct iso_request *request = plane->handed_first, *next;
+    plane->handed_first = plane->handed_last = NULL;
+    for (; request; request = next) {
+        next = request->next;
+        request->next = NULL;
+        if (request->queue == index)
+            continue;
+        if (plane->handed_last)
+            plane->handed_last->next = request;
+        else
+            plane->handed_first = request;
+        plane->handed_last = request;
+    }
+}
+
 void iso_plane_queue_abandon(struct iso_plane *plane, uint32_t index)
 {
     pthread_mutex_lock(&plane->lock);
     plane->queues[index].stalled = NULL;
+    unhand(plane, index);
     for (uint32_t i = 0; i < plane->request_count; i++) {
         struct iso_request *request = plane->requests[i];
         /* What is on a lane has someone who will complete it; the owner of the lane has to lose that first. */

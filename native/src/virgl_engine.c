@@ -256,36 +256,11 @@ int iso_virgl_resource_attach(const struct iso_virgl_resource *resource)
     return error;
 }
 
-int iso_virgl_backing_detach(uint32_t resource_id)
-{
-    struct iovec *iov = NULL;
-    int count = 0;
-
-    virgl_renderer_resource_detach_iov((int)resource_id, &iov, &count);
-    free(iov);
-    return iov ? 0 : ENOENT;
-}
-
 int iso_virgl_resource_detach(uint32_t resource_id)
 {
     if (!context_id || !exists(resource_id))
         return ENOENT;
-    iso_virgl_backing_detach(resource_id);
     virgl_renderer_ctx_detach_resource((int)context_id, (int)resource_id);
     virgl_renderer_resource_unref(resource_id);
     return 0;
-}
-
-int iso_virgl_backing_attach(uint32_t resource_id, uint8_t *memory, uint64_t len)
-{
-    struct iovec *iov = malloc(sizeof(*iov)); /* virglrenderer keeps it until detach */
-    int error;
-
-    if (!iov)
-        return ENOMEM;
-    *iov = (struct iovec){.iov_base = memory, .iov_len = (size_t)len};
-    error = abs(virgl_renderer_resource_attach_iov((int)resource_id, iov, 1));
-    if (error)
-        free(iov);
-    return error;
 }

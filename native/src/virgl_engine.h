@@ -39,10 +39,6 @@ void iso_virgl_context_destroy(void);
 int iso_virgl_resource_attach(const struct iso_virgl_resource *resource);
 int iso_virgl_resource_detach(uint32_t resource_id);
 
-/* Give a resource memory of its own, where the renderer puts query results; and take it away. */
-int iso_virgl_backing_attach(uint32_t resource_id, uint8_t *memory, uint64_t len);
-int iso_virgl_backing_detach(uint32_t resource_id);
-
 /* Version this was compiled against: major * 10000 + minor * 100 + micro. */
 uint32_t iso_virgl_version(void);
 

@@ -65,6 +65,7 @@ def vm_service(vm_out_dir: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def guest(vm_factory: VmFactory, vm_service: Service) -> Vm:
+def guest(vm_service: Service, vm_factory: VmFactory) -> Vm:
     """One guest with the service as its GPU, shared by the tests of a module."""
+    # The order of the arguments has QEMU end first: without its back end it would log errors as fast as it can.
     return vm_factory(vm_service.socket_path)

@@ -52,11 +52,12 @@ class Service:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if error is None:
-                self.check_alive()
-        finally:
-            self.stop()
+        if self._process.poll() is None:
+            code = self.stop()
+            if error is None and code != 0:
+                raise ServiceExited(f"the service ended with {code} after SIGTERM\n{self.log()[-4000:]}")
+        elif error is None:
+            self.check_alive()
 
     @property
     def pid(self) -> int:

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
@@ -177,10 +178,10 @@ def test_a_killed_worker_leaves_the_other_at_work(guest: Vm, vm_service: Service
 
 
 @pytest.mark.parametrize("how", ["reboot", "sysrq"])
-def test_reboot_works_twice(guest: Vm, vm_service: Service, vm_out_dir: Path, how: str) -> None:
+def test_reboot_works_twice(guest: Vm, vm_service: Service, vm_out_dir: Path, how: Literal["reboot", "sysrq"]) -> None:
     boot_id = "cat /proc/sys/kernel/random/boot_id"
     before = guest.run(boot_id).output
-    guest.reboot("reboot" if how == "reboot" else "sysrq")
+    guest.reboot(how)
     assert guest.run(boot_id).output != before
     assert guest.gpu_driver() == "virtio_gpu"
     pixels = picture.load(guest.screendump(vm_out_dir / f"console-after-{how}.png"))

@@ -1,10 +1,10 @@
-"""ipc.owned_fd: one descriptor, closed once."""
+"""native.owned_fd: one descriptor, closed once."""
 
 import os
 
 import pytest
 
-from ipc.owned_fd import OwnedFd
+from native.owned_fd import OwnedFd
 
 
 def is_open(fd: int) -> bool:

@@ -1,0 +1,83 @@
+"""Fixtures of the tests that need the real service: the service itself, services of one's own, a VM connected to one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from xprocess.xprocess import XProcess
+
+from tests import sanitized
+from tests.fake_vmm import FakeVmm
+from tests.service_process import ServiceProcess, forget_crashed_runs
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Where set-up unpacks QEMU's back end if the system has none; tests/fake_vmm/back_end_process.py reads the variable.
+_UNPACKED_PEER = ROOT / "build" / "peer" / "usr" / "lib" / "qemu" / "vhost-user-gpu"
+if _UNPACKED_PEER.exists():
+    os.environ.setdefault("QEMU_VHOST_USER_GPU", str(_UNPACKED_PEER))
+
+ServiceFactory = Callable[..., ServiceProcess]
+
+
+@pytest.fixture(scope="session")
+def service_environment() -> dict[str, str]:
+    """What is added to services' environment: with ISOREND_TEST_SANITIZED=1 they run on sanitized native modules."""
+    return sanitized.environment() if os.environ.get("ISOREND_TEST_SANITIZED") == "1" else {}
+
+
+@pytest.fixture(scope="session")
+def start_service(xprocess: XProcess, service_environment: dict[str, str]) -> ServiceFactory:
+    """Starts a service that the caller stops: start_service(["--engine=null"], env={...}, keep_listening=True)."""
+    forget_crashed_runs(xprocess)
+
+    def start(
+        arguments: list[str] | None = None, *, env: dict[str, str] | None = None, keep_listening: bool = True
+    ) -> ServiceProcess:
+        environment = {**service_environment, **(env or {})}
+        return ServiceProcess(xprocess, arguments or [], env=environment, keep_listening=keep_listening)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def _shared_services(start_service: ServiceFactory) -> Iterator[list[ServiceProcess]]:
+    services: list[ServiceProcess] = []
+    yield services
+    if services and services[-1].exit_code is None:
+        assert services[-1].stop() == 0
+
+
+@pytest.fixture
+def service(start_service: ServiceFactory, _shared_services: list[ServiceProcess]) -> Iterator[ServiceProcess]:
+    """A service (virgl, --keep-listening) that tests share. It has to outlive the test; if not, the next gets a new one."""
+    if not _shared_services or _shared_services[-1].exit_code is not None:
+        _shared_services.append(start_service())
+    yield _shared_services[-1]
+    _shared_services[-1].check_running()
+
+
+@pytest.fixture
+def service_factory(start_service: ServiceFactory) -> Iterator[ServiceFactory]:
+    """As start_service, but the services end with the test, and end well: those that still run stop with exit code 0."""
+    services: list[ServiceProcess] = []
+
+    def start(
+        arguments: list[str] | None = None, *, env: dict[str, str] | None = None, keep_listening: bool = True
+    ) -> ServiceProcess:
+        services.append(start_service(arguments, env=env, keep_listening=keep_listening))
+        return services[-1]
+
+    yield start
+    codes = {service.name: service.stop() for service in services if service.exit_code is None}
+    assert not any(codes.values()), codes
+
+
+@pytest.fixture
+def vmm(service: ServiceProcess) -> Iterator[FakeVmm]:
+    """A booted VM with a display on the shared service."""
+    with FakeVmm.connect(service.socket_path) as machine:
+        yield machine

@@ -1,0 +1,141 @@
+"""The isorend service under pytest-xprocess: started by the command people use, its log in the report of a failing test.
+
+    service = ServiceProcess(xprocess, ["--engine=null"])
+    FakeVmm.connect(service.socket_path)
+    assert service.stop() == 0
+
+Names of processes hold pytest's pid, since two pytests may run in one tree and xprocess would share them by name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from xprocess import ProcessStarter
+from xprocess.xprocess import XProcess
+
+PROGRAM = "isorend-vhost-user-gpu"
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 60.0
+LISTENING = "listening on "
+_NAME = re.compile(r"service-(?P<pytest>\d+)-\d+")
+_numbers = itertools.count(1)
+
+
+class ServiceEnded(Exception):
+    """The service ended while it was wanted; the message has its exit code and the end of its log."""
+
+
+class ServiceProcess:
+    """A service that listens at socket_path; ready for a front end once made.
+
+    arguments: besides --socket-path and --keep-listening. env: added to the environment. keep_listening: serve one front
+    end after the other. Raises ServiceEnded if it does not come up.
+    """
+
+    def __init__(
+        self,
+        xprocess: XProcess,
+        arguments: Sequence[str] = (),
+        *,
+        env: Mapping[str, str] | None = None,
+        keep_listening: bool = True,
+    ) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="isorend-"))
+        self.socket_path = self._directory / "gpu.sock"
+        self.name = f"service-{os.getpid()}-{next(_numbers)}"
+        self._xprocess = xprocess
+        # No test's end leaves a service behind, whatever ends pytest.
+        self.command = [
+            *("setpriv", "--pdeathsig", "KILL", sys.executable, str(Path(sys.executable).parent / PROGRAM)),
+            *(f"--socket-path={self.socket_path}", *(["--keep-listening"] if keep_listening else []), *arguments),
+        ]
+        self._info = xprocess.getinfo(self.name)
+        try:
+            xprocess.ensure(self.name, self._starter({**os.environ, **(env or {})}), persist_logs=False)
+        except ServiceEnded:
+            shutil.rmtree(self._directory)
+            raise
+        self.pid: int = self._popen.pid
+
+    @property
+    def log(self) -> str:
+        """All it and its workers have logged."""
+        return Path(str(self._info.logpath)).read_text(errors="replace")
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative for a signal."""
+        return self._popen.poll()
+
+    def check_running(self) -> None:
+        """Raises ServiceEnded if it has ended."""
+        code = self.exit_code
+        if code is not None:
+            raise ServiceEnded(f"the service ended with {code}; the end of its log:\n{self.log[-4000:]}")
+
+    def wait(self, timeout: float = STOP_TIMEOUT_S) -> int:
+        """Waits for it to end by itself. Returns its exit code. Raises TimeoutError."""
+        try:
+            code = self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"the service (pid {self.pid}) did not end within {timeout} s\n{self.log[-4000:]}") from None
+        shutil.rmtree(self._directory, ignore_errors=True)
+        return code
+
+    def stop(self) -> int:
+        """Ends it by SIGTERM. Returns its exit code. Raises TimeoutError when SIGTERM was not enough; it is gone even so."""
+        if self.exit_code is None:
+            self._popen.send_signal(signal.SIGTERM)
+        try:
+            return self.wait()
+        except TimeoutError:
+            self._info.terminate(timeout=1)
+            raise
+
+    @property
+    def _popen(self) -> subprocess.Popen[bytes]:
+        for resources in self._xprocess.resources:
+            if resources.popen is not None and resources.info[0].name == self.name:
+                popen: subprocess.Popen[bytes] = resources.popen
+                return popen
+        raise LookupError(f"{self.name} was not started")
+
+    def _starter(self, environment: dict[str, str]) -> type[ProcessStarter]:
+        service = self
+
+        class Starter(ProcessStarter):
+            args = service.command
+            env = environment
+            timeout = START_TIMEOUT_S
+            terminate_on_interrupt = True
+
+            def startup_check(self) -> bool:
+                service.check_running()
+                return LISTENING in service.log
+
+        return Starter
+
+
+def forget_crashed_runs(xprocess: XProcess) -> None:
+    """Ends services that a pytest which is gone has left, and removes their logs."""
+    for directory in Path(str(xprocess.rootdir)).iterdir():
+        match = _NAME.fullmatch(directory.name)
+        if match is None or psutil.pid_exists(int(match["pytest"])):
+            continue
+        info: Any = xprocess.getinfo(directory.name)
+        # Its pid may be another process's by now.
+        if info.isrunning() and any(word.endswith(PROGRAM) for word in psutil.Process(info.pid).cmdline()):
+            info.terminate()
+        shutil.rmtree(directory)
