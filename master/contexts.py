@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ipc.messages import AttachResource, CreateContext, DestroyContext, DetachResource, Message
+from ipc.messages import AttachResource, CreateContext, DestroyContext, DetachResource, Fault, Message
 from master.blame import Blame, cause_of
 from master.errors import GuestError
 from master.supervisor import Supervisor
@@ -189,6 +189,13 @@ class Contexts:
             context.worker.kill(f"could not create the context ({status.name})")
 
     # ---- what happens to workers
+
+    def worker_faulted(self, worker: Worker, fault: Fault) -> None:
+        """Its engine complains of what the guest sent: a line for whoever debugs the guest program."""
+        context = self._by_worker.get(worker.worker_id)
+        if context is not None:
+            more = f" (and {fault.count - 1} more)" if fault.count > 1 else ""
+            log.warning("%s: %s%s", context, fault.text, more)
 
     def worker_gone(self, worker: Worker) -> None:
         """Its lane is lost already: fences have retired. Resources that only it held are lost."""

@@ -18,7 +18,7 @@ from context_worker.lockdown import WORKER_ENVIRONMENT
 from ipc import messages
 from ipc.channel import Channel, channel_pair
 from ipc.errors import ChannelClosed, ChannelError
-from ipc.messages import EngineName, Exited, Message, Spawned, SpawnFailed, SpawnWorker
+from ipc.messages import EngineName, Exited, Fault, Message, Spawned, SpawnFailed, SpawnWorker
 from ipc.ring import STAGING_BYTES, WorkerMemory
 from master.worker import Worker
 from native.dataplane import Lane, Plane
@@ -27,6 +27,7 @@ from native.owned_fd import OwnedFd
 log = logging.getLogger(__name__)
 
 CHANNEL_GRACE = 5.0  # seconds that a worker may live on after it has closed its channel
+MESSAGES_AT_ONCE = 16
 LAUNCHER_GRACE = 5.0  # seconds that a new launcher has to live before its end is no reason to give up
 
 
@@ -36,6 +37,9 @@ class NoWorkers(Exception):
 
 class WorkerOwner(Protocol):
     """Who is told of workers in use."""
+
+    def worker_faulted(self, worker: Worker, fault: Fault) -> None:
+        """Its engine complains of what the guest sent."""
 
     def worker_gone(self, worker: Worker) -> None:
         """Its process has ended; its lane is lost."""
@@ -211,8 +215,13 @@ class Supervisor:
 
     def _hear_worker(self, worker: Worker) -> None:
         try:
-            while (received := worker.channel.recv_nowait()) is not None:
+            for _ in range(MESSAGES_AT_ONCE):  # a worker that never stops talking must not keep us from the others
+                received = worker.channel.recv_nowait()
+                if received is None:
+                    break
                 worker.hear(received[0])
+                if isinstance(received[0], Fault) and self.owner is not None:
+                    self.owner.worker_faulted(worker, received[0])
         except ChannelClosed:
             # It is ending: a process closes its files before anybody can see that it is over.
             self._loop.remove_reader(worker.channel)

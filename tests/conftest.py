@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need the real service: the service itself, services of one's own, a VM connected to one."""
+"""Fixtures of the tests that need the real service: one that is shared, ones of one's own, a VM connected to one."""
 
 from __future__ import annotations
 
@@ -47,13 +47,12 @@ def start_service(xprocess: XProcess, service_environment: dict[str, str]) -> Se
 def _shared_services(start_service: ServiceFactory) -> Iterator[list[ServiceProcess]]:
     services: list[ServiceProcess] = []
     yield services
-    if services and services[-1].exit_code is None:
-        assert services[-1].stop() == 0
+    _stop(services)
 
 
 @pytest.fixture
 def service(start_service: ServiceFactory, _shared_services: list[ServiceProcess]) -> Iterator[ServiceProcess]:
-    """A service (virgl, --keep-listening) that tests share. It has to outlive the test; if not, the next gets a new one."""
+    """A service (virgl, --keep-listening) that tests share. A test that ends it fails, and the next has a new one."""
     if not _shared_services or _shared_services[-1].exit_code is not None:
         _shared_services.append(start_service())
     yield _shared_services[-1]
@@ -62,7 +61,7 @@ def service(start_service: ServiceFactory, _shared_services: list[ServiceProcess
 
 @pytest.fixture
 def service_factory(start_service: ServiceFactory) -> Iterator[ServiceFactory]:
-    """As start_service, but the services end with the test, and end well: those that still run stop with exit code 0."""
+    """As start_service, but the services end with the test, and those that still run then have to end with code 0."""
     services: list[ServiceProcess] = []
 
     def start(
@@ -72,8 +71,14 @@ def service_factory(start_service: ServiceFactory) -> Iterator[ServiceFactory]:
         return services[-1]
 
     yield start
-    codes = {service.name: service.stop() for service in services if service.exit_code is None}
-    assert not any(codes.values()), codes
+    _stop(services)
+
+
+def _stop(services: list[ServiceProcess]) -> None:
+    running = {service.name for service in services if service.exit_code is None}
+    codes = {service.name: service.stop() for service in services}
+    wrong = {name: code for name, code in codes.items() if name in running and code != 0}
+    assert not wrong, f"exit codes of services that were asked to end: {wrong}"
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ TREE = ROOT / "build" / "sanitized"
 MODULES = ("dataplane", "engines")
 LINKED_PACKAGES = ("master", "context_worker", "resource_table", "ipc")
 # AddressSanitizer's and UndefinedBehaviorSanitizer's headlines.
-REPORT = re.compile(r"^.*(?:ERROR: (?:Address|Leak)Sanitizer|: runtime error:|UndefinedBehaviorSanitizer:).*$", re.MULTILINE)
+REPORT = re.compile(r"^.*(?:ERROR: AddressSanitizer|: runtime error:|UndefinedBehaviorSanitizer:).*$", re.MULTILINE)
 _OPTIONS = "detect_leaks=0:print_stacktrace=1:halt_on_error=1:handle_abort=0"
 
 

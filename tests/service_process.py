@@ -1,4 +1,4 @@
-"""The isorend service under pytest-xprocess: started by the command people use, its log in the report of a failing test.
+"""The isorend service under pytest-xprocess: the command people use, its log in the report of a failing test.
 
     service = ServiceProcess(xprocess, ["--engine=null"])
     FakeVmm.connect(service.socket_path)
@@ -40,8 +40,8 @@ class ServiceEnded(Exception):
 class ServiceProcess:
     """A service that listens at socket_path; ready for a front end once made.
 
-    arguments: besides --socket-path and --keep-listening. env: added to the environment. keep_listening: serve one front
-    end after the other. Raises ServiceEnded if it does not come up.
+    arguments: besides --socket-path and --keep-listening. env: added to the environment. keep_listening: whether it
+    serves one front end after the other. Raises ServiceEnded if it does not come up.
     """
 
     def __init__(
@@ -88,14 +88,12 @@ class ServiceProcess:
     def wait(self, timeout: float = STOP_TIMEOUT_S) -> int:
         """Waits for it to end by itself. Returns its exit code. Raises TimeoutError."""
         try:
-            code = self._popen.wait(timeout)
+            return self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"the service (pid {self.pid}) did not end within {timeout} s\n{self.log[-4000:]}") from None
-        shutil.rmtree(self._directory, ignore_errors=True)
-        return code
+            raise TimeoutError(f"service {self.pid} did not end within {timeout} s\n{self.log[-4000:]}") from None
 
     def stop(self) -> int:
-        """Ends it by SIGTERM. Returns its exit code. Raises TimeoutError when SIGTERM was not enough; it is gone even so."""
+        """Ends it by SIGTERM. Returns its exit code. Raises TimeoutError if that was not enough; it is gone even so."""
         if self.exit_code is None:
             self._popen.send_signal(signal.SIGTERM)
         try:
@@ -103,6 +101,8 @@ class ServiceProcess:
         except TimeoutError:
             self._info.terminate(timeout=1)
             raise
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
     def _popen(self) -> subprocess.Popen[bytes]:
@@ -117,7 +117,7 @@ class ServiceProcess:
 
         class Starter(ProcessStarter):
             args = service.command
-            env = environment
+            env = environment  # type: ignore[assignment]  # None in the base class says "inherit"
             timeout = START_TIMEOUT_S
             terminate_on_interrupt = True
 

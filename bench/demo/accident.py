@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench.demo.errors import DemoFailed
-from bench.demo.program import Program
+from bench.demo.program import MAX_FPS, Program
 from bench.demo.service import DemoService, is_running, main_thread_seconds
 from tests.fake_vmm import Gpu, Pending
 
@@ -20,6 +20,7 @@ _BEGUN_S = 0.003
 _MIN_LONG_FRAMES = 16
 # The service takes command streams up to half of a worker's command ring.
 _MAX_STREAM_BYTES = 1_000_000
+_ENCODED_AT_ONCE = 4
 _ATTEMPTS = 6
 _PATIENCE_S = 30.0
 
@@ -75,7 +76,7 @@ class Accident:
         yield from _until(lambda: pending.done, f"the fence of {victim.name}'s interrupted submit")
         retired_ms = (pending.completed_at - self.killed_at_ns) / 1e6
         yield from _until(lambda: not is_running(victim.pid), f"the end of worker {victim.pid}")
-        after = victim.player.context.submit(victim.player.scene.frame(at, 0))
+        after = victim.submit_stream(victim.frame_stream(at))
         yield from _until(lambda: after.done, f"an answer to {victim.name}'s next submit")
         yield from _until(lambda: bool(self._service.lost_contexts()), "the service's word on the lost context")
         lost = self._service.lost_contexts()[0]
@@ -103,15 +104,30 @@ class Accident:
         frames = max(_MIN_LONG_FRAMES, int(_LONG_SUBMIT_S * 1e6 / p50_us) if p50_us else 0)
         victim.state = "in a long submit"
         for _ in range(_ATTEMPTS):
+            streams = yield from self._encode(frames, clock())
             before = main_thread_seconds(victim.pid)
-            pending, drawn, size = victim.submit_long(frames, _MAX_STREAM_BYTES, clock())
+            pending = victim.submit_stream(b"".join(streams))
             yield from _until(partial(self._has_begun, pending, before), f"the begin of {victim.name}'s long submit")
             self._gpu.reap()
             if not pending.done:
-                return pending, drawn, size
+                return pending, len(streams), sum(map(len, streams))
             pending.response.check(f"the long submit of {victim.name}")
             frames *= 2
         raise DemoFailed(f"{victim.name}'s worker finished every long submit too soon to be killed in the middle of it")
+
+    def _encode(self, frames: int, now: float) -> Generator[None, None, list[bytes]]:
+        """The streams of up to `frames` frames, made a few at a time so that the other programs are not held up."""
+        streams: list[bytes] = []
+        room = _MAX_STREAM_BYTES
+        for index in range(frames):
+            stream = self.victim.frame_stream(now + index / MAX_FPS)
+            if len(stream) > room:
+                break
+            streams.append(stream)
+            room -= len(stream)
+            if index % _ENCODED_AT_ONCE == _ENCODED_AT_ONCE - 1:
+                yield
+        return streams
 
     def _has_begun(self, pending: Pending, before: float) -> bool:
         """Whether the worker is at work on a submit that came when it had used `before` seconds of CPU time."""

@@ -19,11 +19,14 @@ DEFAULT_SIZE = (640, 480)
 MIN_SIDE, MAX_SIDE = 64, 4096
 
 _EPILOG = """\
-example:
+examples:
   isorend demo --out demo-out
       Three guest programs draw at once; one worker is killed; look at demo-out/demo.png afterwards.
+  sudo isorend demo --out demo-out --vm
+      The same in a Debian guest under QEMU, built on first use: kmscube goes on when weston's worker is killed.
 
-It leaves CONTEXT.png for every guest context, the contact sheet demo.png, summary.json and the log of the service.
+It leaves CONTEXT.png for every guest context, the contact sheet demo.png, summary.json and service.log; with --vm
+demo.png is the guest's display.
 The exit code is 0 if exactly the killed context was lost and the others rendered every frame.
 """
 
@@ -32,13 +35,13 @@ class DemoCommand:
     """The `demo` subcommand (master.cli.Command)."""
 
     name = "demo"
-    help = "watch guest programs render in processes of their own, and one of them be killed"
+    help = "draw with three guest programs and kill a worker"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         self._parser = parser
         parser.description = (
-            "Start the service, draw with three guest programs at once, kill the worker of one with SIGKILL in the "
-            "middle of a submit, and show that this context alone was lost."
+            "Start the service, draw with three guest programs at once, kill the worker of one with SIGKILL\n"
+            "in the middle of a submit, and show that this context alone was lost."
         )
         parser.epilog = _EPILOG
         parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where pictures and figures go")
@@ -49,12 +52,13 @@ class DemoCommand:
             "--size",
             metavar="WxH",
             type=_size,
-            default=DEFAULT_SIZE,
             help=f"size of each program's picture ({DEFAULT_SIZE[0]}x{DEFAULT_SIZE[1]})",
         )
         parser.add_argument("--vm", action="store_true", help="with QEMU and a Debian guest instead (needs root)")
 
     def run(self, args: argparse.Namespace) -> int:
+        if args.vm and args.size is not None:
+            self._parser.error("--size has no meaning with --vm")
         self._check_writable(args.out)
         try:
             play = _load(vm=args.vm)
@@ -62,7 +66,7 @@ class DemoCommand:
             return _fail(f"{reason}; pip install 'isorend[demo]' installs what the demo needs")
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            return play(args.out, args.seconds, args.size)
+            return play(args.out, args.seconds, args.size or DEFAULT_SIZE)
         except KeyboardInterrupt:
             print("isorend demo: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED

@@ -95,17 +95,13 @@ class Program:
         command = commands.transfer_from_host_3d(self.ctx_id, target.resid, box, stride=target.stride)
         self._readback = self._gpu.submit(command, fenced=True)
 
-    def submit_long(self, frames: int, max_bytes: int, now: float) -> tuple[Pending, int, int]:
-        """Submit one stream that draws up to `frames` frames one after the other: (it, frames in it, its bytes)."""
-        streams: list[bytes] = []
-        size = 0
-        for index in range(frames):
-            stream = self._player.scene.frame(now + index / MAX_FPS, index)
-            if size + len(stream) > max_bytes:
-                break
-            streams.append(stream)
-            size += len(stream)
-        return self._player.context.submit(b"".join(streams)), len(streams), size
+    def frame_stream(self, now: float) -> bytes:
+        """The commands of the frame of a moment, for a submit of the caller's making."""
+        return self._player.scene.frame(now, 0)
+
+    def submit_stream(self, stream: bytes) -> Pending:
+        """Submit commands outside the count of frames; done when they are drawn."""
+        return self._player.context.submit(stream)
 
     def fps(self) -> float:
         """Frames rendered within the last second."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -15,18 +16,25 @@ from bench.demo.program import Program
 
 _REFRESH_S = 0.25
 _LINE_S = 2.0
+_LONGEST_STATE = len("lost: killed by SIGKILL")
 
 
 def table(programs: Sequence[Program], title: str, *, rates: bool) -> Table:
     """A row for each program; with the frames of the last second if `rates`."""
-    out = Table(title=title, title_justify="left", title_style="bold")
+    out = Table(
+        title=f"{title} (p50, p99: from submit to fence)",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     out.add_column("program", style="bold")
-    for heading in ("worker", "frames", *(["fps"] if rates else []), "fence p50", "fence p99"):
+    for heading in ("worker", "frames", *(["fps"] if rates else []), "p50 µs", "p99 µs"):
         out.add_column(heading, justify="right")
-    out.add_column("state", min_width=24)
+    out.add_column("state", no_wrap=True, min_width=_LONGEST_STATE)
     for program in programs:
         rate = [f"{program.fps():.0f}"] if rates else []
-        fence = [f"{us:,.0f} µs" for us in program.fence_us() or ()] or ["", ""]
+        fence = [f"{us:,.0f}" for us in program.fence_us() or ()] or ["", ""]
         out.add_row(program.name, str(program.pid), str(program.frames), *rate, *fence, _state(program.state))
     return out
 
@@ -74,11 +82,12 @@ class Progress:
             self._live.refresh()
         else:
             self._next = moment + _LINE_S
-            self._console.print(f"{now:5.1f} s  {' | '.join(map(_brief, self._programs))}", highlight=False, soft_wrap=True)
+            line = " | ".join(map(_brief, self._programs))
+            self._console.print(f"{now:5.1f} s  {line}", soft_wrap=True, markup=False)
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(f"{self._now:5.1f} s  {text}", highlight=False, soft_wrap=True, markup=False)
+        self._console.print(f"{self._now:5.1f} s  {text}", soft_wrap=True, markup=False)
 
     def _table(self) -> Table:
         return table(self._programs, f"{min(self._now, self._seconds):.1f} of {self._seconds:g} s", rates=True)

@@ -51,11 +51,8 @@ class DemoService(BackEndProcess):
         return self
 
     def rendering(self) -> tuple[str, str]:
-        """Engine and renderer, as the service logs them at its start."""
-        match = _RENDERING.search(self.log)
-        if match is None:
-            raise DemoFailed("the service did not say what it renders with")
-        return match["engine"], match["renderer"]
+        """Engine and renderer, as the service logs them at its start. Raises DemoFailed."""
+        return find_rendering(self.log)
 
     def worker(self, ctx_id: int, timeout: float = 30.0) -> WorkerProcess:
         """The worker process of a context, found by its title. Raises DemoFailed."""
@@ -70,8 +67,7 @@ class DemoService(BackEndProcess):
 
     def lost_contexts(self) -> list[LostContext]:
         """All that the service has reported so far, in order."""
-        matches = map(_LOST.search, self.log.splitlines())
-        return [LostContext(int(m["ctx"]), m["name"], int(m["pid"]), m["cause"], m[0]) for m in matches if m]
+        return find_losses(self.log)
 
     def last_words(self) -> str:
         """The last line of its log, for a person."""
@@ -80,6 +76,20 @@ class DemoService(BackEndProcess):
     def keep_log(self, path: Path) -> None:
         """Copy its log."""
         shutil.copyfile(self.log_path, path)
+
+
+def find_rendering(log: str) -> tuple[str, str]:
+    """Engine and renderer that a service's log names. Raises DemoFailed."""
+    match = _RENDERING.search(log)
+    if match is None:
+        raise DemoFailed("the service did not say what it renders with")
+    return match["engine"], match["renderer"]
+
+
+def find_losses(log: str) -> list[LostContext]:
+    """The lost contexts that a service's log names, in order."""
+    matches = map(_LOST.search, log.splitlines())
+    return [LostContext(int(m["ctx"]), m["name"], int(m["pid"]), m["cause"], m[0]) for m in matches if m]
 
 
 def is_running(pid: int) -> bool:

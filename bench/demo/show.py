@@ -58,7 +58,7 @@ def _play(
     console.print("starting the service and three guest programs ...")
     with FakeVmm.connect(service.socket_path, ram=_ram(size)) as vmm:
         engine, renderer = service.rendering()
-        console.print(f"[bold]isorend demo[/]: service is process {service.pid}, rendering by {engine}: {renderer}", soft_wrap=True)
+        console.print(f"the service is process {service.pid}; it renders by {engine}: {renderer}", soft_wrap=True)
         programs = [Program(vmm.gpu, scene) for scene in demo_scenes(size)]
         for program in programs:
             program.pid = service.worker(program.ctx_id).pid
@@ -121,7 +121,7 @@ def _report(console: Console, out: Path, programs: Sequence[Program], results: R
     console.print()
     console.print(table(programs, f"{results.seconds:.1f} s of three guest programs", rates=False))
     console.print(f"{killed.name}: its next submit after the kill was answered {killed.next_response}")
-    console.print(f"the others: no longer than {results.others_longest_pause_ms:.0f} ms between two frames around the kill")
+    console.print(f"the others: at most {results.others_longest_pause_ms:.0f} ms between two frames around the kill")
     if results.display.as_read_back:
         console.print(f"the display shows {results.display.name}, every pixel as the guest reads it back")
     console.print(f"pictures and figures: {out}/{SHEET}, {out}/{SUMMARY}", soft_wrap=True)
