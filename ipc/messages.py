@@ -83,7 +83,7 @@ class SpawnWorker(Message):
     """Start a worker.
 
     Descriptors, in this order: the worker's end of its channel (SOCK_SEQPACKET), the ring, the staging memory (both
-    sealed memfds), the doorbell towards the worker, the doorbell towards the master (both eventfds).
+    sealed memfds), the doorbell towards the worker (a pipe's reading end), the one towards the master (an eventfd).
     """
 
     ID = 1

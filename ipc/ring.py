@@ -89,29 +89,39 @@ def create_staging(size: int = STAGING_BYTES) -> OwnedFd:
 
 
 def create_doorbell() -> OwnedFd:
-    """An eventfd. Non-blocking on both sides: a doorbell that is full has been rung."""
+    """An eventfd, for the worker to ring. The master shares the open file with it and never reads or writes it: a
+    worker could make it blocking."""
     return OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+
+
+def create_worker_doorbell() -> tuple[OwnedFd, OwnedFd]:
+    """A pipe: the worker's end to read, the master's to write. Each has its own open file, so that the master's stays
+    non-blocking whatever the worker does to its own. A doorbell that is full has been rung."""
+    worker_end, our_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    return OwnedFd(worker_end), OwnedFd(our_end)
 
 
 @dataclass
 class WorkerMemory:
-    """What the master and one worker share: both memories and both doorbells."""
+    """What the master and one worker share: both memories and both doorbells. `ring_worker` is the master's alone."""
 
     ring: OwnedFd
     staging: OwnedFd
     worker_doorbell: OwnedFd
     master_doorbell: OwnedFd
+    ring_worker: OwnedFd
 
     @classmethod
     def create(cls, staging_bytes: int = STAGING_BYTES) -> Self:
-        """All four, new. Raises OSError."""
-        return cls(create_ring(), create_staging(staging_bytes), create_doorbell(), create_doorbell())
+        """All new. Raises OSError."""
+        worker_doorbell, ring_worker = create_worker_doorbell()
+        return cls(create_ring(), create_staging(staging_bytes), worker_doorbell, create_doorbell(), ring_worker)
 
     def fds(self) -> list[OwnedFd]:
         """Lent, in the order in which SpawnWorker sends them (behind the channel)."""
         return [self.ring, self.staging, self.worker_doorbell, self.master_doorbell]
 
     def close(self) -> None:
-        """Close all four; mappings stay."""
-        for fd in self.fds():
+        """Close all; mappings stay."""
+        for fd in (*self.fds(), self.ring_worker):
             fd.close()

@@ -79,7 +79,7 @@ class Contexts:
         """Takes a worker for a new context. Raises GuestError."""
         if ctx_id == 0 or ctx_id in self._contexts:
             raise GuestError(ResponseType.ERR_INVALID_CONTEXT_ID, f"context id {ctx_id}")
-        if len(self._by_worker) >= MAX_CONTEXTS:
+        if max(len(self._by_worker), len(self._contexts)) >= MAX_CONTEXTS:  # lost ones have no worker
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"{MAX_CONTEXTS} contexts")
         try:
             worker = self._supervisor.take()
@@ -158,18 +158,22 @@ class Contexts:
 
     # ---- messages in the ring
 
-    def send(self, context: Context, message: Message, done: Callable[[Status], None] | None = None) -> None:
-        """Places a message behind everything of the context; done(status) is called when it has been executed."""
+    def send(self, context: Context, message: Message, done: Callable[[Status], None] | None = None) -> bool:
+        """Places a message behind everything of the context; done(status) is called when it has been executed.
+
+        False if the worker is so far behind that the message has to wait for room.
+        """
         token = 0
         if done is not None:
             token, self._next_token = self._next_token, self._next_token + 1
             self._waiting[token] = done
         try:
-            self._plane.send(context.worker.lane, message.encode(), COMPLETE if done else 0, token)
+            return self._plane.send(context.worker.lane, message.encode(), COMPLETE if done else 0, token)
         except BrokenPipeError:
             if done is not None:
                 del self._waiting[token]
                 done(Status.LOST)
+            return True
 
     def work_done(self, token: int, status: Status) -> bool:
         """A message that send() placed was executed. False if the token is not one of ours."""
@@ -241,7 +245,10 @@ class Contexts:
     def give_up_on_stuck(self, why: str) -> None:
         """Kills the workers that somebody still waits for."""
         for context in self.in_use():
-            if not context.worker.dead and self._plane.progress(context.worker.lane).waiting:
+            if context.worker.dead:
+                continue
+            progress = self._plane.progress(context.worker.lane)
+            if progress.waiting or progress.backlog:
                 context.worker.kill(why)
                 self._plane.lose_lane(context.worker.lane)
 

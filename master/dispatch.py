@@ -4,9 +4,11 @@
 outcome is Pending. Order matters: when run() returns, the command has been *placed*, so whatever it has to tell a
 worker is in that worker's ring, and the plane may go on to the next. Nothing here waits.
 
-A command that reaches a worker is answered when placed, unless the guest fenced it; then it is answered when executed.
+A command that reaches a worker is answered when placed, unless the guest fenced it or the worker's ring is full; then it
+is answered when executed.
 """
 
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -265,12 +267,13 @@ class Dispatcher:
         if self.memory is None:
             raise GuestError(ResponseType.ERR_UNSPEC, "no guest memory")
         try:
-            resource.iov = Backing(self.memory, command.entries, command.nr_entries)
-        except MemoryError:
-            raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, "backing") from None
+            backing = Backing(self.memory, command.entries, command.nr_entries)
         except OSError as error:
-            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, str(error)) from error
-        self._plane.set_backing(resource.resource_id, resource.iov)
+            short = error.errno == errno.ENOMEM
+            response = ResponseType.ERR_OUT_OF_MEMORY if short else ResponseType.ERR_INVALID_PARAMETER
+            raise GuestError(response, str(error)) from error
+        self._table.attach_backing(resource, backing)
+        self._plane.set_backing(resource.resource_id, backing)
         return OK
 
     def _detach_backing(self, command: wire.ResourceDetachBacking, _request: int) -> Outcome:
@@ -278,8 +281,7 @@ class Dispatcher:
         if resource.iov is None:
             raise GuestError(ResponseType.ERR_UNSPEC, f"resource {resource.resource_id} has no backing")
         self._plane.set_backing(resource.resource_id, None)
-        resource.iov.close()
-        resource.iov = None
+        self._table.detach_backing(resource)
         return OK
 
     def _assign_uuid(self, command: wire.ResourceAssignUuid, _request: int) -> Outcome:
@@ -363,19 +365,24 @@ class Dispatcher:
         return self._tell(context, message, command, request)
 
     def _tell(self, context: Context, message: Message | None, command: GuestCommand, request: int) -> Outcome:
-        """Places a message for a context's worker; a fenced command waits for its execution."""
+        """Places a message for a context's worker; a fenced command waits for its execution.
+
+        So does one that found the worker's ring full: a guest's open requests are what bounds the messages that wait.
+        """
         if message is None:
             return OK
+        waits = command.header.fenced
 
         def executed(status: Status) -> None:
             if status not in (Status.OK, Status.LOST):
                 log.warning("%s: %s failed: %s", context, type(message).__name__, status.name)
-            if command.header.fenced:
+            if waits:
                 response = _WORKER_RESPONSES.get(status, ResponseType.ERR_UNSPEC)
                 self._complete(request, Done(response))
 
-        self._contexts.send(context, message, executed)
-        return Pending() if command.header.fenced else OK
+        if not self._contexts.send(context, message, executed):
+            waits = True
+        return Pending() if waits else OK
 
     def _require(self, feature: Feature) -> None:
         if feature not in self.features:

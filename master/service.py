@@ -20,7 +20,7 @@ from master.listener import Listener, connection_from_fd
 from master.options import ServeOptions
 from master.supervisor import NoWorkers, Supervisor, ensure_fd_limit
 from master.vhost_user import VhostUserBackend
-from native.dataplane import Plane
+from native.dataplane import LaneBroken, Plane
 from resource_table import ResourceTable
 
 log = logging.getLogger(__name__)
@@ -123,8 +123,9 @@ class Service:
         if self._device is not None:
             self._device.pump()
         else:
-            while self._plane.take() is not None:
-                pass  # answers to work of a front end that is gone
+            while (event := self._plane.take()) is not None:  # what is left of a front end, and workers of nobody
+                if isinstance(event, LaneBroken):
+                    self._contexts.lane_broken(event.lane)
 
     def _blame(self, blame: Blame) -> None:
         log.error("context lost: %s", blame)

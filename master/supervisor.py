@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Protocol
 
 from context_worker.lockdown import WORKER_ENVIRONMENT
@@ -129,9 +130,10 @@ class Supervisor:
 
         Raises OSError if there is none to be had.
         """
-        warm = [worker for worker in self._spares if worker.serving]
-        if warm or self._spares:
-            worker = (warm or self._spares)[0]
+        fit = [worker for worker in self._spares if worker.doom is None]
+        warm = [worker for worker in fit if worker.serving]
+        if fit:
+            worker = (warm or fit)[0]
             self._spares.remove(worker)
         else:
             worker = self._spawn()
@@ -155,24 +157,26 @@ class Supervisor:
         if self._channel is None:
             raise OSError("there is no launcher")
         worker_id, self._next_id = self._next_id, self._next_id + 1
-        memory = WorkerMemory.create()
-        ours, theirs = channel_pair()
-        try:
-            lane = Lane(
-                worker_id,
-                memory.ring.fd,
-                memory.staging.fd,
-                STAGING_BYTES,
-                memory.worker_doorbell.fd,
-                memory.master_doorbell.fd,
-            )
-            self._plane.add_lane(lane)
-            worker = Worker(worker_id, lane, Channel(ours, messages.FROM_WORKER))
-            self._workers[worker_id] = worker
-            self._ask(SpawnWorker(worker_id, self._engine), [theirs.fileno(), *memory.fds()])
-        finally:
-            theirs.close()
-            memory.close()
+        with ExitStack() as given:
+            memory = WorkerMemory.create()
+            given.callback(memory.close)
+            ours, theirs = channel_pair()
+            given.callback(theirs.close)
+            with ExitStack() as undo:
+                undo.callback(ours.close)
+                lane = Lane(
+                    worker_id,
+                    memory.ring.fd,
+                    memory.staging.fd,
+                    STAGING_BYTES,
+                    memory.ring_worker.fd,
+                    memory.master_doorbell.fd,
+                )
+                undo.callback(self._plane.free_lane, lane)
+                self._plane.add_lane(lane)
+                self._ask(SpawnWorker(worker_id, self._engine), [theirs.fileno(), *memory.fds()])
+                undo.pop_all()
+        worker = self._workers[worker_id] = Worker(worker_id, lane, Channel(ours, messages.FROM_WORKER))
         self._loop.add_reader(worker.channel, self._hear_worker, worker)
         return worker
 
@@ -252,7 +256,7 @@ class Supervisor:
         self._forget(worker)
         if self._first is not None and not self._first.done():
             self._first.set_exception(NoWorkers("the first worker ended before it could serve; its log says why"))
-        elif never_served and worker.doom is None:
+        elif never_served:
             self._loop.call_later(1.0, self._fill_spares)  # do not spin when workers cannot start
         else:
             self._fill_spares()
@@ -273,6 +277,7 @@ class Supervisor:
         self._loop.remove_reader(self._channel)
         self._channel.close()
         self._channel = None
+        self._launcher.kill()  # if it is not over, it broke the channel
         code = self._launcher.wait()
         log.error("the launcher ended (%s, exit code %d): every context is lost", why, code)
         for worker in list(self._workers.values()):
@@ -282,7 +287,11 @@ class Supervisor:
         if self._loop.time() - self._launched_at < LAUNCHER_GRACE:
             self._on_fatal("the launcher cannot be kept running")
             return
-        self._launch()
+        try:
+            self._launch()
+        except OSError as error:
+            self._on_fatal(f"no new launcher can be started: {error}")
+            return
         self._fill_spares()
 
 

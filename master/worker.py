@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 
 from ipc import messages
 from ipc.channel import Channel
+from ipc.errors import ProtocolError
 from ipc.messages import Fault, Message, Ready
 from master.capsets import Capset
 from native.dataplane import Lane
 from native.owned_fd import OwnedFd
 
 FAULTS_KEPT = 8
+MAX_CAPSETS = 16
 
 
 @dataclass(eq=False, slots=True)
@@ -36,15 +38,22 @@ class Worker:
     """The engine's latest complaints."""
 
     def hear(self, message: Message) -> None:
-        """Takes in one message of the worker's. It may lie; all it can do is to describe itself."""
-        if isinstance(message, Ready):
+        """Takes in one message of the worker's. It may lie; all it can do is to describe itself.
+
+        Raises ProtocolError for a description that comes at the wrong time or does not end.
+        """
+        if isinstance(message, Fault):
+            self.faults = [*self.faults[-(FAULTS_KEPT - 1) :], message.text]
+        elif self.serving or isinstance(message, Ready) != (self.ready is None):
+            raise ProtocolError(f"{type(message).__name__} at the wrong time")
+        elif isinstance(message, Ready):
             self.ready = message
         elif isinstance(message, messages.Capset):
+            if len(self.capsets) == MAX_CAPSETS:
+                raise ProtocolError("too many capability sets")
             self.capsets.append(Capset(message.capset_id, message.version, message.data))
         elif isinstance(message, messages.CapsetsDone):
             self.serving = True
-        elif isinstance(message, Fault):
-            self.faults = [*self.faults[-(FAULTS_KEPT - 1) :], message.text]
 
     def kill(self, why: str) -> None:
         """SIGKILL by pidfd, so that it can hit nobody else; as soon as there is one, if it is still being started."""

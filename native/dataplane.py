@@ -268,10 +268,11 @@ class PlaneStatistics:
 
 @dataclass(frozen=True, slots=True)
 class LaneProgress:
-    """A lane now: completions awaited, the record being executed, bytes of records consumed, completions seen,
-    work that waits for room; and counts since the start."""
+    """A lane now: completions awaited, the oldest of them (a sequence number, 0 if there is none), the record being
+    executed, bytes of records consumed, completions seen, work that waits for room; and counts since the start."""
 
     waiting: int
+    oldest: int
     begun: int
     consumed: int
     completed: int
@@ -413,9 +414,12 @@ class Plane:
         if handle != ffi.NULL:
             lib.iso_plane_lane_free(self._handle, handle)
 
-    def send(self, lane: Lane, data: bytes, flags: int = 0, token: int = 0) -> None:
-        """Places a control message behind everything of the context. Raises BrokenPipeError if the worker is gone."""
-        _check(lib.iso_plane_lane_send(self._handle, lane.handle, flags, token, data, len(data)), "lane")
+    def send(self, lane: Lane, data: bytes, flags: int = 0, token: int = 0) -> bool:
+        """Places a control message behind everything of the context. False if the lane is full, so that it waits.
+
+        Raises BrokenPipeError if the worker is gone.
+        """
+        return _check(lib.iso_plane_lane_send(self._handle, lane.handle, flags, token, data, len(data)), "lane") == 0
 
     def readback(self, lane: Lane, token: int, resource_id: int, texture: Texture, rect: Rect) -> None:
         """Reads a rectangle of level 0 into staging memory, rows packed; WorkDone tells where; then release_readback().

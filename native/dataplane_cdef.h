@@ -67,7 +67,7 @@ struct iso_plane_stats {
     uint64_t commands, handed, responses, errors, malformed, calls, kicks;
 };
 struct iso_lane_progress {
-    uint64_t waiting, begun, consumed, completed, backlog, submits, submit_bytes, transfers, transfer_bytes;
+    uint64_t waiting, oldest, begun, consumed, completed, backlog, submits, submit_bytes, transfers, transfer_bytes;
 };
 
 struct iso_plane;

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 
-from native.dataplane import Texture, is_scanout_format
+from native.dataplane import Backing, Texture, is_scanout_format
 from resource_table.resource import Image, Policy, Resource
 from resource_table.shadow import Shadow
 
 MAX_RESOURCES = 1 << 16
 MAX_IMAGE_SIZE = 16384
 SHADOW_BYTES = 1 << 30
+BACKING_PIECES = 1 << 24
+"""Of all backings together (24 bytes each): 64 GiB of RAM in single pages. A guest may name a page more than once."""
+_BUFFER = 0  # gallium's PIPE_BUFFER
 
 
 class TableError(Exception):
@@ -39,6 +42,7 @@ class ResourceTable:
         self._max_resources = max_resources
         self._shadow_bytes = shadow_bytes
         self._shadow_used = 0
+        self._pieces_used = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -57,7 +61,7 @@ class ResourceTable:
             raise UnknownResource(f"no resource {resource_id}") from None
 
     def create_2d(self, resource_id: int, format: int, width: int, height: int) -> Resource:
-        """A guest-only resource. Raises DuplicateResource, InvalidResource, OutOfMemory."""
+        """A guest-only resource. Raises DuplicateResource, InvalidResource, OutOfMemory, OSError (ENOMEM)."""
         self._check_new(resource_id)
         if not is_scanout_format(format):
             raise InvalidResource(f"format {format}")
@@ -66,8 +70,9 @@ class ResourceTable:
         image = Image(format, width, height)
         if self._shadow_used + image.nbytes > self._shadow_bytes:
             raise OutOfMemory(f"{width}x{height} on top of {self._shadow_used} bytes of 2D resources")
+        shadow = Shadow(width, height)
         self._shadow_used += image.nbytes
-        return self._insert(Resource(resource_id, Policy.GUEST_ONLY, image=image, shadow=Shadow(width, height)))
+        return self._insert(Resource(resource_id, Policy.GUEST_ONLY, image=image, shadow=shadow))
 
     def create_3d(self, resource_id: int, v1: Texture) -> Resource:
         """A v1 resource: an entry and nothing more until a context has it. Raises as create_2d()."""
@@ -75,9 +80,24 @@ class ResourceTable:
         if not v1.is_valid():
             raise InvalidResource(str(v1))
         image = None
-        if is_scanout_format(v1.format) and v1.height <= MAX_IMAGE_SIZE and v1.width <= MAX_IMAGE_SIZE:
+        if v1.target != _BUFFER and is_scanout_format(v1.format):  # a buffer has bytes and no pixels
             image = Image(v1.format, v1.width, v1.height)
         return self._insert(Resource(resource_id, Policy.WORKER_LOCAL, v1=v1, image=image))
+
+    def attach_backing(self, resource: Resource, backing: Backing) -> None:
+        """Takes the backing over. Raises OutOfMemory (and closes it) if all of them together would be too scattered."""
+        if self._pieces_used + backing.pieces > BACKING_PIECES:
+            backing.close()
+            raise OutOfMemory(f"{self._pieces_used} pieces of guest memory in backings")
+        self._pieces_used += backing.pieces
+        resource.iov = backing
+
+    def detach_backing(self, resource: Resource) -> None:
+        """Gives the backing back, if there is one."""
+        if resource.iov is not None:
+            self._pieces_used -= resource.iov.pieces
+            resource.iov.close()
+            resource.iov = None
 
     def remove(self, resource_id: int) -> Resource:
         """Takes the resource out and closes it. Raises UnknownResource."""
@@ -85,6 +105,7 @@ class ResourceTable:
         del self._rows[resource_id]
         if resource.policy is Policy.GUEST_ONLY and resource.image is not None:
             self._shadow_used -= resource.image.nbytes
+        self.detach_backing(resource)
         resource.close()
         return resource
 

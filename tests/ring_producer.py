@@ -89,7 +89,7 @@ class RingProducer:
 
     def ring_doorbell(self) -> None:
         """Wake the worker, asleep or not."""
-        os.eventfd_write(self.memory.worker_doorbell.fd, 1)
+        os.write(self.memory.ring_worker.fd, bytes(8))
 
     def room(self) -> int:
         """Free bytes of the command ring."""

@@ -98,7 +98,7 @@ def test_staging_ranges(bench: Bench) -> None:
 
 def refused(bench: Bench, ring: OwnedFd, staging: OwnedFd) -> int | None:
     """The errno with which a consumer of this memory is refused."""
-    memory = WorkerMemory(ring, staging, bench.memory.worker_doorbell, bench.memory.master_doorbell)
+    memory = replace(bench.memory, ring=ring, staging=staging)
     with pytest.raises(OSError) as caught:
         bench.open(memory)
     return caught.value.errno
@@ -110,7 +110,7 @@ def test_memory_that_can_shrink_is_refused(bench: Bench) -> None:
         assert refused(bench, unsealed, bench.memory.staging) == errno.EPROTO
         assert refused(bench, bench.memory.ring, unsealed) == errno.EPROTO
         fcntl.fcntl(unsealed.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        copy = WorkerMemory(unsealed, unsealed, bench.memory.worker_doorbell, bench.memory.master_doorbell)
+        copy = replace(bench.memory, ring=unsealed, staging=unsealed)
         bench.open(copy).close()
 
 

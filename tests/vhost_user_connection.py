@@ -1,15 +1,22 @@
-"""A vhost-user back end under test: a handler that notes what it is asked, and the raw other end of its socket."""
+"""A vhost-user back end under test: a handler that notes what it is asked, and the raw other end of its socket.
+
+Its fixtures are for whoever imports them: driver, connection, memory, and a check that no descriptor leaks.
+"""
 
 import array
+import os
 import socket
 import struct
+from collections.abc import Iterator
+
+import pytest
 
 from master import vhost_user_messages as messages
 from master.errors import HandlerError
 from master.vhost_user import BackendChannel, VhostUserBackend
 from master.vhost_user_messages import MemoryRegion, ProtocolFeature, VringAddress
 from native.owned_fd import OwnedFd
-from tests.event_loop import LoopDriver
+from tests.event_loop import LoopDriver, loop_driver
 
 FEATURES = 1 << 32 | messages.F_PROTOCOL_FEATURES
 PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIG
@@ -163,3 +170,48 @@ class Connection:
         self.backend.close()
         self.handler.close()
         self.peer.close()
+
+
+def u64(value: int) -> bytes:
+    return struct.pack("=Q", value)
+
+
+def open_descriptions(fd: int) -> int:
+    """How many descriptors of this process are of the same file as fd."""
+    wanted = os.fstat(fd)
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found = os.stat(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+        count += (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
+    return count
+
+
+@pytest.fixture(name="memory")
+def memory_fixture() -> Iterator[int]:
+    fd = os.memfd_create("guest-ram")
+    os.ftruncate(fd, 1 << 20)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture(name="driver")
+def driver_fixture() -> Iterator[LoopDriver]:
+    with loop_driver() as driver:
+        yield driver
+
+
+@pytest.fixture(name="connection")
+def connection_fixture(driver: LoopDriver) -> Iterator[Connection]:
+    connection = Connection(driver)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_leaks() -> Iterator[None]:
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    assert set(os.listdir("/proc/self/fd")) <= before

@@ -2,9 +2,10 @@
 
 #include <stdlib.h>
 
+/* The upper bits of the product: the lower ones would be the same for all ids that differ in their upper bits only. */
 static uint32_t spread(uint32_t id, uint32_t capacity)
 {
-    return (id * 2654435769u) & (capacity - 1);
+    return (uint32_t)((uint64_t)(id * 2654435769u) * capacity >> 32);
 }
 
 void *iso_idmap_get(const struct iso_idmap *map, uint32_t id)

@@ -57,7 +57,7 @@ struct iso_lane {
     struct iso_ring_header *ring;
     uint8_t *staging;
     uint64_t staging_bytes;
-    int doorbell_out, doorbell_in; /* eventfds towards the worker and from it; owned */
+    int doorbell_out, doorbell_in; /* a pipe's end towards the worker, an eventfd from it; owned */
     uint64_t cmd_head, cmd_tail, cpl_tail; /* ours; the shared ones are only published or read */
     uint64_t published;                    /* cmd_head as the worker last saw it */
     uint64_t next_seq;
@@ -76,7 +76,10 @@ enum iso_place {
     ISO_PLACE_REFUSED, /* can never be done: too large, or guest memory that is not there */
 };
 
-/* Maps the worker's memories and takes over the two eventfds (dup'ed). NULL with errno set on failure. */
+/*
+ * Maps the worker's memories and takes over the two doorbells (dup'ed). doorbell_out must be non-blocking and no open file
+ * of the worker's, who could change that. NULL with errno set on failure.
+ */
 struct iso_lane *iso_lane_new(uint32_t id, int ring_fd, int staging_fd, uint64_t staging_bytes, int doorbell_out, int doorbell_in);
 void iso_lane_free(struct iso_lane *lane);
 

@@ -120,13 +120,14 @@ static bool take_completion(struct iso_plane *plane, struct iso_lane *lane, cons
     if (!pending || !pending->work)
         return false; /* a number that nobody waits for */
     struct iso_work *work = pending->work;
-    if (work->kind == ISO_WORK_READBACK && completion->status == ISO_STATUS_OK) {
+    uint32_t status = completion->status < ISO_STATUS_LOST ? completion->status : ISO_STATUS_FAILED;
+    if (work->kind == ISO_WORK_READBACK && status == ISO_STATUS_OK) {
         /* Its staging memory is Python's until released: the entry stays, without its work. */
         pending->work = NULL;
-        work_done(plane, lane, work, completion->status);
+        work_done(plane, lane, work, status);
         return true;
     }
-    work_done(plane, lane, work, completion->status);
+    work_done(plane, lane, work, status);
     iso_lane_finish(lane, pending);
     return true;
 }
@@ -228,12 +229,14 @@ int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t
     int error = lane->lost ? -EPIPE : 0;
     if (!error)
         iso_lane_route(plane, lane, work);
+    bool waits = lane->backlog_first;
+    iso_queue_notify(plane);
     pthread_mutex_unlock(&plane->lock);
     if (error) {
         free(copy);
         free(work);
     }
-    return error;
+    return error ? error : waits;
 }
 
 int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint64_t token, uint32_t resource_id,
@@ -259,6 +262,7 @@ int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint
     int error = lane->lost ? -EPIPE : 0;
     if (!error)
         iso_lane_route(plane, lane, work);
+    iso_queue_notify(plane);
     pthread_mutex_unlock(&plane->lock);
     if (error)
         free(work);
@@ -275,9 +279,29 @@ void iso_plane_lane_release(struct iso_plane *plane, struct iso_lane *lane, uint
             break;
         }
     }
-    if (!lane->lost && lane->backlog_first)
+    if (!lane->lost && lane->backlog_first) {
         backlog_flush(plane, lane);
+        if (lane->lost)
+            broken(plane, lane);
+        iso_queue_notify(plane);
+    }
     pthread_mutex_unlock(&plane->lock);
+}
+
+/* The first thing that the worker owes us, whatever it says of its progress; what Python still looks at is no debt. */
+static uint64_t oldest_debt(const struct iso_lane *lane)
+{
+    for (uint32_t i = 0; i < lane->pending_count; i++) {
+        const struct iso_pending *pending = &lane->pending[(lane->pending_first + i) % ISO_LANE_MAX_PENDING];
+        if (pending->work && !pending->done)
+            return pending->seq;
+    }
+    return 0;
+}
+
+static uint64_t at_most(uint64_t value, uint64_t limit)
+{
+    return value < limit ? value : limit;
 }
 
 void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_progress *out)
@@ -285,8 +309,9 @@ void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, str
     pthread_mutex_lock(&plane->lock);
     *out = (struct iso_lane_progress){
         .waiting = lane->pending_count,
-        .begun = atomic_load(&lane->ring->begun),
-        .consumed = atomic_load(&lane->ring->cmd_tail),
+        .oldest = oldest_debt(lane),
+        .begun = at_most(atomic_load(&lane->ring->begun), lane->next_seq - 1),
+        .consumed = at_most(atomic_load(&lane->ring->cmd_tail), lane->cmd_head),
         .completed = lane->cpl_tail,
         .backlog = lane->backlog_count,
         .submits = lane->submits,

@@ -15,7 +15,10 @@ int iso_plane_listen(struct iso_plane *plane, int fd, enum iso_source source, ui
 {
     if (source == ISO_SOURCE_NONE)
         return epoll_ctl(plane->epoll_fd, EPOLL_CTL_DEL, fd, NULL) ? -errno : 0;
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = (uint64_t)source << 32 | number};
+    /* A lane's doorbell is never read: a worker shares the file, could make it blocking and take the count away between
+     * our look and our read, and we would sleep with the lock held. Every ring of it is an edge. */
+    uint32_t edge = source == ISO_SOURCE_LANE ? EPOLLET : 0;
+    struct epoll_event event = {.events = EPOLLIN | edge, .data.u64 = (uint64_t)source << 32 | number};
     return epoll_ctl(plane->epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
 }
 
@@ -55,10 +58,8 @@ static void on_source(struct iso_plane *plane, uint64_t data)
         break;
     case ISO_SOURCE_LANE:
         lane = iso_idmap_get(&plane->lanes, number);
-        if (lane) {
-            hush(lane->doorbell_in);
+        if (lane)
             iso_lane_drain(plane, lane);
-        }
         break;
     case ISO_SOURCE_NONE:
         break;

@@ -93,7 +93,10 @@ void iso_plane_context_forget(struct iso_plane *plane, uint32_t ctx_id);
 void iso_plane_lane_lost(struct iso_plane *plane, struct iso_lane *lane);
 /* Loses and frees it. Its context, if not forgotten, answers ERR_UNSPEC from then on. */
 void iso_plane_lane_free(struct iso_plane *plane, struct iso_lane *lane);
-/* Sends a control message in order with everything else of the context; its end comes as WORK_DONE if `flags` say so. */
+/*
+ * Sends a control message in order with everything else of the context; its end comes as WORK_DONE if `flags` say so.
+ * Returns 0; 1 if the lane is full and the message waits; -EPIPE or -ENOMEM.
+ */
 int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t flags, uint64_t token, const uint8_t *bytes,
                         uint32_t len);
 /*
@@ -103,9 +106,12 @@ int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t
 int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint64_t token, uint32_t resource_id,
                             const struct iso_texture *texture, const struct iso_box *box);
 void iso_plane_lane_release(struct iso_plane *plane, struct iso_lane *lane, uint64_t token);
-/* For hang detection: work that somebody waits for, the record being executed, bytes of records consumed, completions seen. */
+/*
+ * For hang detection: work that somebody waits for, the oldest of it (its sequence number, 0: none), the record being
+ * executed, bytes of records consumed, completions seen. begun and consumed are the worker's own words, within limits.
+ */
 struct iso_lane_progress {
-    uint64_t waiting, begun, consumed, completed, backlog, submits, submit_bytes, transfers, transfer_bytes;
+    uint64_t waiting, oldest, begun, consumed, completed, backlog, submits, submit_bytes, transfers, transfer_bytes;
 };
 void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_progress *out);
 

@@ -33,6 +33,8 @@ int iso_plane_queue_setup(struct iso_plane *plane, uint32_t index, uint32_t num,
     struct iso_vq *vq = &plane->queues[index].vq;
     int error = vq->started ? -EINVAL : 0;
     if (!error) {
+        vq->desc = NULL; /* what is mapped was found for the old size */
+        vq->avail = vq->used = NULL;
         vq->num = num;
         vq->desc_uva = desc_uva;
         vq->avail_uva = avail_uva;
@@ -63,6 +65,7 @@ int iso_plane_queue_call(struct iso_plane *plane, uint32_t index, int fd)
 {
     pthread_mutex_lock(&plane->lock);
     int error = replace_fd(&plane->queues[index].vq.call_fd, fd);
+    iso_queue_notify(plane); /* of what was pushed while there was none */
     pthread_mutex_unlock(&plane->lock);
     return error;
 }

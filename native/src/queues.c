@@ -230,7 +230,7 @@ void iso_queue_notify(struct iso_plane *plane)
 {
     for (uint32_t i = 0; i < ISO_QUEUE_COUNT; i++) {
         struct iso_vq *vq = &plane->queues[i].vq;
-        if (vq->used && iso_vq_should_call(vq) && vq->call_fd >= 0) {
+        if (vq->used && vq->call_fd >= 0 && iso_vq_should_call(vq)) {
             plane->stats.calls++;
             (void)!write(vq->call_fd, &(uint64_t){1}, sizeof(uint64_t));
         }

@@ -4,8 +4,10 @@
  * Theory of operation
  *
  * One sealed memfd per worker holds this header, a byte ring of command records (master -> worker) and a ring of fixed-size
- * completions (worker -> master). A second memfd is the staging memory that transfers go through. Two eventfds are the
- * doorbells, rung only when the other side said that it sleeps.
+ * completions (worker -> master). A second memfd is the staging memory that transfers go through. Two doorbells are rung
+ * only when the other side said that it sleeps: towards the master an eventfd, which the master never reads, and towards
+ * the worker a pipe, of which the worker has the reading end alone. So the master never reads or writes an open file that
+ * a worker could have made blocking.
  *
  * Every record has a sequence number, given by the master, ascending by one. A record is answered by at most one completion
  * that carries the number back: at once when it has been executed (ISO_FLAG_COMPLETE), when the work it started has been
