@@ -52,7 +52,20 @@ class DemoService(BackEndProcess):
 
     def rendering(self) -> tuple[str, str]:
         """Engine and renderer, as the service logs them at its start. Raises DemoFailed."""
-        return find_rendering(self.log)
+        match = _RENDERING.search(self.log)
+        if match is None:
+            raise DemoFailed("the service did not say what it renders with")
+        return match["engine"], match["renderer"]
+
+    def is_listening(self) -> bool:
+        """Whether a VMM can connect. Raises DemoFailed if it has ended."""
+        self.check_running()
+        return "listening on " in self.log
+
+    def check_running(self) -> None:
+        """Raises DemoFailed if it has ended."""
+        if not self.running:
+            raise DemoFailed(f"the service has ended; its last words: {self.last_words()}")
 
     def worker(self, ctx_id: int, timeout: float = 30.0) -> WorkerProcess:
         """The worker process of a context, found by its title. Raises DemoFailed."""
@@ -67,7 +80,8 @@ class DemoService(BackEndProcess):
 
     def lost_contexts(self) -> list[LostContext]:
         """All that the service has reported so far, in order."""
-        return find_losses(self.log)
+        matches = map(_LOST.search, self.log.splitlines())
+        return [LostContext(int(m["ctx"]), m["name"], int(m["pid"]), m["cause"], m[0]) for m in matches if m]
 
     def last_words(self) -> str:
         """The last line of its log, for a person."""
@@ -76,20 +90,6 @@ class DemoService(BackEndProcess):
     def keep_log(self, path: Path) -> None:
         """Copy its log."""
         shutil.copyfile(self.log_path, path)
-
-
-def find_rendering(log: str) -> tuple[str, str]:
-    """Engine and renderer that a service's log names. Raises DemoFailed."""
-    match = _RENDERING.search(log)
-    if match is None:
-        raise DemoFailed("the service did not say what it renders with")
-    return match["engine"], match["renderer"]
-
-
-def find_losses(log: str) -> list[LostContext]:
-    """The lost contexts that a service's log names, in order."""
-    matches = map(_LOST.search, log.splitlines())
-    return [LostContext(int(m["ctx"]), m["name"], int(m["pid"]), m["cause"], m[0]) for m in matches if m]
 
 
 def is_running(pid: int) -> bool:

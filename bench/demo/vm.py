@@ -10,8 +10,8 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import psutil
 from rich.console import Console
 
 from bench.demo.errors import DemoFailed
-from bench.demo.service import LostContext, find_losses, find_rendering, is_running
+from bench.demo.service import DemoService, LostContext, is_running
 from tests.vm import picture
 from tests.vm.debian_root import LabError
 from tests.vm.guest_process import GuestProcess, GuestTimeout
@@ -28,7 +28,6 @@ from tests.vm.lab import Lab
 from tests.vm.qemu import GuestPanic, Vm
 from tests.vm.qemu_process import QemuExited
 from tests.vm.recipe import Recipe
-from tests.vm.service import Service, ServiceExited
 from tests.vm.waiting import WaitTimeout, wait_until
 from tests.vm.workers import WorkerProcess, context_workers
 
@@ -106,15 +105,15 @@ def show(out: Path, seconds: float, size: tuple[int, int]) -> int:
 
 
 _EXPECTED = (
-    CommandError, DemoFailed, GuestPanic, GuestTimeout, LabError, QemuExited, ServiceExited, WaitTimeout, psutil.Error,
+    CommandError, DemoFailed, GuestPanic, GuestTimeout, LabError, QemuExited, WaitTimeout, psutil.Error,
 )  # fmt: skip
 
 
 def _play(lab: Lab, console: Console, out: Path, seconds: float) -> VmResults:
-    with (
-        tempfile.TemporaryDirectory(prefix="isorend-demo-") as directory,
-        Service(Path(directory) / "gpu.sock", out / LOG) as service,
-    ):
+    with ExitStack() as stack:
+        service = stack.enter_context(DemoService())
+        stack.callback(service.keep_log, out / LOG)
+        wait_until(service.is_listening, "the service", _PATIENCE_S)
         qemu = lab.qemu_version()
         console.print(f"the service is process {service.pid}; booting Debian in {qemu} ...", soft_wrap=True)
         with Vm(lab, service.socket_path) as vm:
@@ -126,7 +125,7 @@ def _play(lab: Lab, console: Console, out: Path, seconds: float) -> VmResults:
 class VmScene:
     """Two programs in a running guest, and what happens to one."""
 
-    def __init__(self, vm: Vm, service: Service, console: Console, guest: dict[str, str]) -> None:
+    def __init__(self, vm: Vm, service: DemoService, console: Console, guest: dict[str, str]) -> None:
         self._vm = vm
         self._service = service
         self._console = console
@@ -146,15 +145,15 @@ class VmScene:
         self._say(f"{victim.name}: worker {victim.pid} gets SIGKILL while it renders")
         os.kill(victim.pid, signal.SIGKILL)
         wait_until(lambda: not is_running(victim.pid), f"the end of worker {victim.pid}", _PATIENCE_S)
-        wait_until(lambda: find_losses(self._service.log()), "the service's word on the lost context", _PATIENCE_S)
-        self._say(f"service: {find_losses(self._service.log())[0].line}")
+        wait_until(lambda: self._service.lost_contexts(), "the service's word on the lost context", _PATIENCE_S)
+        self._say(f"service: {self._service.lost_contexts()[0].line}")
         self._play_for(cube, seconds / 2)
         wait_until(lambda: _frames(cube) >= before + _FRAMES_AFTER, f"{SURVIVOR}'s frames after the kill", _PATIENCE_S)
         self._wait_until_at_work(survivor)
         self._vm.screendump(screen)
         after = _frames(cube)
         took = time.monotonic() - start
-        engine, renderer = find_rendering(self._service.log())
+        engine, renderer = self._service.rendering()
         return VmResults(
             ok=True,
             contexts=[
@@ -170,7 +169,7 @@ class VmScene:
 
     def _check(self, victim: WorkerProcess, survivor: WorkerProcess, screen: Path) -> LostContext:
         """What was lost: exactly the victim. Raises DemoFailed."""
-        losses = find_losses(self._service.log())
+        losses = self._service.lost_contexts()
         if [(loss.ctx_id, loss.pid, loss.cause) for loss in losses] != [
             (victim.ctx_id, victim.pid, "killed by SIGKILL")
         ]:
@@ -185,7 +184,7 @@ class VmScene:
         """The worker of the newest context of a guest program, waited for."""
 
         def newest() -> WorkerProcess | None:
-            self._service.check_alive()
+            self._service.check_running()
             workers = [worker for worker in context_workers(self._service.pid) if worker.name.startswith(name)]
             return workers[-1] if workers else None
 
@@ -203,7 +202,7 @@ class VmScene:
         told = _frames(cube)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self._service.check_alive()
+            self._service.check_running()
             frames = _frames(cube)
             if frames != told:
                 self._say(f"{SURVIVOR}: {frames} frames")

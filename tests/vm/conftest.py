@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ServiceFactory
+from tests.service_process import ServiceProcess
 from tests.vm.lab import Lab
 from tests.vm.qemu import Vm
 from tests.vm.recipe import Recipe
-from tests.vm.service import Service
 
 OUT_DIR = Path(__file__).parent / "out"
 
@@ -55,17 +55,19 @@ def vm_factory(vm_lab: Lab, vm_out_dir: Path, request: pytest.FixtureRequest) ->
 
 
 @pytest.fixture(scope="module")
-def vm_service(vm_out_dir: Path) -> Iterator[Service]:
-    """The isorend service listening on a socket of its own; its log is out/service.log."""
-    with (
-        tempfile.TemporaryDirectory(prefix="isorend-") as run_dir,
-        Service(Path(run_dir) / "gpu.sock", vm_out_dir / "service.log") as service,
-    ):
+def vm_service(start_service: ServiceFactory, vm_out_dir: Path) -> Iterator[ServiceProcess]:
+    """A service of the module's own; its log is left in out/service.log."""
+    service = start_service(["--log-level=debug"])
+    try:
         yield service
+        service.check_running()
+    finally:
+        service.stop()
+        (vm_out_dir / "service.log").write_text(service.log)
 
 
 @pytest.fixture(scope="module")
-def guest(vm_service: Service, vm_factory: VmFactory) -> Vm:
+def guest(vm_service: ServiceProcess, vm_factory: VmFactory) -> Vm:
     """One guest with the service as its GPU, shared by the tests of a module."""
     # The order of the arguments has QEMU end first: without its back end it would log errors as fast as it can.
     return vm_factory(vm_service.socket_path)

@@ -16,10 +16,10 @@ from typing import Literal
 import psutil
 import pytest
 
+from tests.service_process import ServiceProcess
 from tests.vm import picture
 from tests.vm.guest_process import GuestProcess
 from tests.vm.qemu import Vm
-from tests.vm.service import Service
 from tests.vm.waiting import wait_until
 from tests.vm.workers import WorkerProcess, context_workers
 
@@ -44,9 +44,9 @@ WAYLAND_DISPLAY="headless-$$" exec weston-simple-shm
 _CONSOLE_CONTEXT = "insmod"
 
 
-def program_workers(service: Service) -> list[WorkerProcess]:
+def program_workers(service: ServiceProcess) -> list[WorkerProcess]:
     """The workers of guest programs, without the framebuffer console's."""
-    service.check_alive()
+    service.check_running()
     return [worker for worker in context_workers(service.pid) if worker.name != _CONSOLE_CONTEXT]
 
 
@@ -57,7 +57,7 @@ def rendered_frames(program: GuestProcess) -> int:
     return int(counts[-1]) if counts else 0
 
 
-def worker_of(service: Service, name: str) -> WorkerProcess:
+def worker_of(service: ServiceProcess, name: str) -> WorkerProcess:
     """The worker of the newest context of a guest program, waited for; it has already done some work."""
 
     def found() -> WorkerProcess | None:
@@ -94,7 +94,7 @@ def running(vm: Vm, script: str) -> Iterator[GuestProcess]:
 
 
 @contextmanager
-def two_programs(vm: Vm, service: Service) -> Iterator[tuple[GuestProcess, WorkerProcess, WorkerProcess]]:
+def two_programs(vm: Vm, service: ServiceProcess) -> Iterator[tuple[GuestProcess, WorkerProcess, WorkerProcess]]:
     """kmscube on the display and a headless GL weston: (kmscube, its worker, weston's worker), all at work."""
     with running(vm, "exec stdbuf -oL kmscube") as cube, running(vm, _HEADLESS_WESTON) as weston:
         workers = worker_of(service, "kmscube"), worker_of(service, "weston")
@@ -118,7 +118,7 @@ def assert_is_cube(path: Path) -> None:
     assert all(tuple(corner) == background for corner in corners)
 
 
-def test_console_text_shows_on_the_2d_path(guest: Vm, vm_service: Service, vm_out_dir: Path) -> None:
+def test_console_text_shows_on_the_2d_path(guest: Vm, vm_service: ServiceProcess, vm_out_dir: Path) -> None:
     assert guest.gpu_driver() == "virtio_gpu"
     assert program_workers(vm_service) == []
     pixels = picture.load(guest.screendump(vm_out_dir / "console.png"))
@@ -152,7 +152,7 @@ def test_screendump_is_a_cube_that_turns(guest: Vm, vm_out_dir: Path) -> None:
     assert paths[0].read_bytes() != paths[1].read_bytes()
 
 
-def test_two_programs_have_a_worker_process_each(guest: Vm, vm_service: Service) -> None:
+def test_two_programs_have_a_worker_process_each(guest: Vm, vm_service: ServiceProcess) -> None:
     with two_programs(guest, vm_service) as (_, cube_worker, weston_worker):
         assert cube_worker.pid != weston_worker.pid
         assert cube_worker.ctx_id != weston_worker.ctx_id
@@ -161,7 +161,7 @@ def test_two_programs_have_a_worker_process_each(guest: Vm, vm_service: Service)
     wait_until(lambda: program_workers(vm_service) == [], "the end of the workers", GL_TIMEOUT_S)
 
 
-def test_a_killed_worker_leaves_the_other_at_work(guest: Vm, vm_service: Service, vm_out_dir: Path) -> None:
+def test_a_killed_worker_leaves_the_other_at_work(guest: Vm, vm_service: ServiceProcess, vm_out_dir: Path) -> None:
     with two_programs(guest, vm_service) as (cube, cube_worker, weston_worker):
         os.kill(weston_worker.pid, signal.SIGKILL)
         wait_until(lambda: is_gone(weston_worker), "the end of weston's worker", 60)
@@ -173,12 +173,14 @@ def test_a_killed_worker_leaves_the_other_at_work(guest: Vm, vm_service: Service
         os.kill(cube_worker.pid, signal.SIGKILL)
         wait_until(lambda: is_gone(cube_worker), "the end of kmscube's worker", 60)
         wait_until_it_works(weston_worker)
-    vm_service.check_alive()
+    vm_service.check_running()
     assert guest.run("exec kmscube -c 20", GL_TIMEOUT_S).code == 0
 
 
 @pytest.mark.parametrize("how", ["reboot", "sysrq"])
-def test_reboot_works_twice(guest: Vm, vm_service: Service, vm_out_dir: Path, how: Literal["reboot", "sysrq"]) -> None:
+def test_reboot_works_twice(
+    guest: Vm, vm_service: ServiceProcess, vm_out_dir: Path, how: Literal["reboot", "sysrq"]
+) -> None:
     boot_id = "cat /proc/sys/kernel/random/boot_id"
     before = guest.run(boot_id).output
     guest.reboot(how)
@@ -188,4 +190,4 @@ def test_reboot_works_twice(guest: Vm, vm_service: Service, vm_out_dir: Path, ho
     assert 0.001 < picture.foreground_fraction(pixels) < 0.5
     code, output = guest.run("exec kmscube -c 20", GL_TIMEOUT_S)
     assert code == 0, output
-    vm_service.check_alive()
+    vm_service.check_running()
