@@ -5,6 +5,9 @@ from ipc.messages import AttachResource, Capability, Capset, CreateContext, Engi
 from native.engines import NullEngine as NativeNullEngine
 from native.engines import Status
 
+_VIRGL = 1
+_VIRGL_CAPS_V1_BYTES = 308  # sizeof(struct virgl_caps_v1), virgl_hw.h
+
 
 class NullEngine:
     """Keeps count of its context and resources so that wrong ids are answered as a renderer does."""
@@ -19,8 +22,8 @@ class NullEngine:
         self._resources: set[int] = set()
 
     def capsets(self) -> list[Capset]:
-        """None: there is nothing to draw with."""
-        return []
+        """A virgl set that says of nothing that it can be done: without one there is no 3D, and so no context."""
+        return [Capset(_VIRGL, 1, bytes(_VIRGL_CAPS_V1_BYTES))]
 
     def create_context(self, message: CreateContext) -> Status:
         """Remember the context's id."""

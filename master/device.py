@@ -21,7 +21,7 @@ from master.scanout import Readbacks, Scanouts
 from master.vhost_user import BackendChannel
 from master.vhost_user_messages import MemoryRegion, ProtocolFeature, VringAddress
 from master.virtio_gpu import NUM_QUEUES, Feature, RingFeature
-from native.dataplane import Command, GuestMemory, LaneBroken, Plane, QueueBroken, WorkDone
+from native.dataplane import Command, Event, GuestMemory, LaneBroken, Plane, QueueBroken, WorkDone
 from native.owned_fd import OwnedFd
 from resource_table import ResourceTable
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 NUM_SCANOUTS = 1
 DRAIN_POLL = 0.002  # seconds between looks at a queue that is being stopped
 DRAIN_LIMIT = 5.0  # seconds after which its hanging workers are killed
+EVENTS_AT_ONCE = 256  # then everything else gets its turn, whatever a guest sends
 
 OFFERED = Feature.VIRGL | Feature.EDID | Feature.RESOURCE_UUID
 RING_FEATURES = RingFeature.VERSION_1 | RingFeature.INDIRECT_DESC | RingFeature.EVENT_IDX
@@ -83,25 +84,28 @@ class GpuDevice:
     # ---- the data plane
 
     def pump(self) -> None:
-        """Does everything that the plane has for Python."""
-        while (event := self._plane.take()) is not None:
-            if isinstance(event, Command):
-                self._dispatcher.run(event)
-            elif isinstance(event, WorkDone):
-                if not self._contexts.work_done(event.token, event.status):
-                    self._readbacks.work_done(event)
-            elif isinstance(event, LaneBroken):
-                self._contexts.lane_broken(event.lane)
-            elif isinstance(event, QueueBroken):
-                log.error(
-                    "queue %d: the driver's available index is impossible; it stands still until reset", event.queue
-                )
+        """Does what the plane has for Python. If that is much, its descriptor stays readable for the rest."""
+        for _ in range(EVENTS_AT_ONCE):
+            event = self._plane.take()
+            if event is None:
+                return
+            self._handle(event)
+        self._plane.flush()
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Command):
+            self._dispatcher.run(event)
+        elif isinstance(event, WorkDone):
+            if not self._contexts.work_done(event.token, event.status):
+                self._readbacks.work_done(event)
+        elif isinstance(event, LaneBroken):
+            self._contexts.lane_broken(event.lane)
+        elif isinstance(event, QueueBroken):
+            log.error("queue %d: the driver's available index is impossible; it stands still until reset", event.queue)
 
     def close(self) -> None:
         """The front end is gone."""
         self._closed = True
-        for index in range(NUM_QUEUES):
-            self._plane.queue_stop(index)
         self.reset_device()
         self._plane.set_memory(None)
         self._dispatcher.memory = None
@@ -130,10 +134,14 @@ class GpuDevice:
         pass
 
     def reset_device(self) -> None:
+        for index in range(NUM_QUEUES):
+            self._plane.queue_stop(index)
+            self._plane.queue_enable(index, False)
         self._dispatcher.reset()
         for index in range(NUM_QUEUES):
             self._plane.queue_abandon(index)
-        self.pump()
+        while (event := self._plane.take()) is not None:  # the ends of what was under way; the queues stand still
+            self._handle(event)
         self._config.reset()
 
     # ---- memory
@@ -180,6 +188,7 @@ class GpuDevice:
     def _drain(self, index: int, base: int, deadline: float) -> None:
         if self._closed:
             return
+        self._dispatcher.answer_open_questions()  # those that came to light only since it was stopped
         if self._plane.queue_open(index):
             if self._loop.time() < deadline:
                 self._loop.call_later(DRAIN_POLL, self._drain, index, base, deadline)

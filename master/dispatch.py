@@ -4,8 +4,8 @@
 outcome is Pending. Order matters: when run() returns, the command has been *placed*, so whatever it has to tell a
 worker is in that worker's ring, and the plane may go on to the next. Nothing here waits.
 
-A command that reaches a worker is answered when placed, unless the guest fenced it or the worker's ring is full; then it
-is answered when executed.
+A command that reaches a worker is answered when placed, unless the guest fenced it or the worker's ring is full; then
+it is answered when executed.
 """
 
 import errno

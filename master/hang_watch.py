@@ -11,14 +11,18 @@ from master.contexts import Context, Contexts
 from native.dataplane import LaneProgress, Plane
 
 LOOKS_PER_TIMEOUT = 10
+START_LIMIT = 60.0  # seconds that a worker may need to load its driver
+DEBT_LIMIT = 10  # timeouts after which the oldest answer is overdue, whatever the worker says of its progress
 
 
 @dataclass(slots=True)
 class Sighting:
-    """How far a worker was when it was last seen to move."""
+    """The farthest a worker got and when that was; what it owes longest and since when."""
 
-    progress: LaneProgress
+    reached: tuple[int, ...]
     since: float
+    debt: tuple[int, bool]
+    owed_since: float
 
 
 class HangWatch:
@@ -55,14 +59,22 @@ class HangWatch:
         worker = context.worker
         progress = self._plane.progress(worker.lane)
         idle = not progress.waiting and not progress.backlog and not context.destroyed
-        moved = last is None or _steps(last.progress) != _steps(progress)
-        if idle or moved or last is None or not worker.serving:
-            self._sightings[worker.worker_id] = Sighting(progress, now)
-        elif now - last.since >= self._timeout:
-            worker.kill(f"made no progress for {self._timeout:g} s")
+        steps, debt = _steps(progress), (progress.oldest, context.destroyed)
+        sighting = Sighting(steps, now, debt, now)
+        if last is not None:
+            sighting.reached = tuple(map(max, steps, last.reached))
+            if not idle and sighting.reached == last.reached:
+                sighting.since = last.since
+            if any(debt) and debt == last.debt:
+                sighting.owed_since = last.owed_since
+        patience = self._timeout if worker.serving else max(self._timeout, START_LIMIT)
+        if now - sighting.since >= patience:
+            worker.kill(f"made no progress for {patience:g} s")
+        elif now - sighting.owed_since >= DEBT_LIMIT * patience:
+            worker.kill(f"owed an answer for {DEBT_LIMIT * patience:g} s")
         else:
-            self._sightings[worker.worker_id] = last
+            self._sightings[worker.worker_id] = sighting
 
 
-def _steps(progress: LaneProgress) -> tuple[int, int, int]:
+def _steps(progress: LaneProgress) -> tuple[int, ...]:
     return progress.begun, progress.consumed, progress.completed

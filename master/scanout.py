@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 Deliver = Callable[[bytearray | None], None]
 
+MAX_READBACKS = 64
+"""Under way at once. A scanout has one, a cursor as many as it is redefined meanwhile."""
+
 
 def union(a: Rect | None, b: Rect) -> Rect:
     """The smallest rectangle around both."""
@@ -84,9 +87,12 @@ class Readbacks:
     def start(self, resource: Resource, rect: Rect, deliver: Deliver) -> bool:
         """Asks the resource's home for a rectangle. deliver(packed x8r8g8b8 pixels, or None if it failed) comes later.
 
-        False if there is nobody to ask: no context has the resource, or its worker died.
+        False if there is nobody to ask (no context has the resource, or its worker died), or too much was asked before.
         """
         if resource.home is None or resource.v1 is None or resource.image is None:
+            return False
+        if len(self._waiting) >= MAX_READBACKS:
+            log.warning("resource %d is not read back: %d readbacks wait", resource.resource_id, MAX_READBACKS)
             return False
         context = self._contexts.get(resource.home)
         if context.lost:
@@ -162,12 +168,14 @@ class Scanouts:
         shown."""
         if resource.image is None or not rect.within(resource.image.width, resource.image.height):
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"{rect} of resource {resource.resource_id}")
-        before = self._scanouts.get(scanout_id)
-        scanout = self._scanouts[scanout_id] = Scanout(resource, rect)
-        if before is not None and (before.rect.width, before.rect.height) == (rect.width, rect.height):
-            # A page flip: the display keeps its surface, and the flush that follows brings the pixels.
-            scanout.damage = before.unsent()
+        scanout = self._scanouts.get(scanout_id)
+        if scanout is not None and (scanout.rect.width, scanout.rect.height) == (rect.width, rect.height):
+            # A page flip: the display keeps its surface, and the flush that follows brings the pixels. What is being
+            # fetched is shown still, or a guest that flips faster than we fetch would never see anything.
+            scanout.damage = scanout.unsent()
+            scanout.resource, scanout.rect = resource, rect
         else:
+            self._scanouts[scanout_id] = Scanout(resource, rect)
             self._display.set_scanout(scanout_id, rect.width, rect.height)
 
     def disable(self, scanout_id: int) -> None:

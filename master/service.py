@@ -89,6 +89,9 @@ class Service:
             connection = self._listener.accept()
         except BlockingIOError:
             return
+        except OSError as error:
+            log.error("a front end could not be accepted: %s", error)
+            return
         if self._front_end is not None:
             log.warning("refused a second front end: one is being served")
             connection.close()

@@ -130,7 +130,7 @@ class Supervisor:
 
         Raises OSError if there is none to be had.
         """
-        fit = [worker for worker in self._spares if worker.doom is None]
+        fit = [worker for worker in self._spares if worker.doom is None and not worker.has_ended()]
         warm = [worker for worker in fit if worker.serving]
         if fit:
             worker = (warm or fit)[0]
@@ -277,8 +277,11 @@ class Supervisor:
         self._loop.remove_reader(self._channel)
         self._channel.close()
         self._channel = None
-        self._launcher.kill()  # if it is not over, it broke the channel
-        code = self._launcher.wait()
+        try:
+            code = self._launcher.wait(timeout=LAUNCHER_GRACE)
+        except subprocess.TimeoutExpired:
+            self._launcher.kill()
+            code = self._launcher.wait()
         log.error("the launcher ended (%s, exit code %d): every context is lost", why, code)
         for worker in list(self._workers.values()):
             worker.doom = worker.doom or "the launcher ended"

@@ -1,5 +1,6 @@
 """One worker as the master sees it."""
 
+import select
 import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -63,6 +64,14 @@ class Worker:
         if self.pidfd is not None:
             with suppress(ProcessLookupError):  # it has ended and been reaped, and we are about to hear of it
                 signal.pidfd_send_signal(self.pidfd.fd, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """Whether its process is over, noticed or not."""
+        if self.pidfd is None:
+            return False
+        poll = select.poll()  # select() cannot take descriptors above 1023
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Closes what is ours of it, its lane apart."""

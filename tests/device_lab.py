@@ -1,35 +1,32 @@
-"""A running service and what can be seen of it from outside: its processes, their descriptors and memory, its log.
-
-`DeviceLab` starts the service as users do, in a process of its own; the tests' guests come by its socket.
+"""A running service as seen from outside: its processes, their descriptors and memory, its log; and a guest program
+whose picture is known.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 
-from tests.fake_vmm import BackEndProcess, FakeVmm
+from tests.fake_vmm import FakeVmm
 from tests.fake_vmm.gpu import Gpu
 from tests.fake_vmm.scene_player import ScenePlayer
 from tests.fake_vmm.virgl.triangle import Color, TriangleScene
+from tests.service_process import ServiceProcess
 from tests.vm.waiting import wait_until
 from tests.vm.workers import WorkerProcess, context_workers
 
-ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 60.0
+LIMIT = 30.0
 """Seconds after which something awaited is taken for never coming."""
 
 SPARES = 1
-_START = "import sys; from master.cli import vhost_user_gpu_main as main; sys.exit(main())"
+OPTIONS = [f"--spares={SPARES}"]
 _SPARE = "isorend: spare"
 _LAUNCHER = "isorend: launcher"
 
@@ -58,35 +55,28 @@ class Footprint:
 
 
 class DeviceLab:
-    """The service as a child process. engine: virgl or null; options: further arguments."""
+    """A service, seen from outside. It must have been started with OPTIONS among its arguments."""
 
-    def __init__(self, engine: str = "virgl", *options: str, keep_listening: bool = True) -> None:
-        argv = [sys.executable, "-c", _START, f"--engine={engine}", f"--spares={SPARES}", *options]
-        if keep_listening:
-            argv.append("--keep-listening")
-        self.back_end = BackEndProcess(argv, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT)
+    def __init__(self, service: ServiceProcess) -> None:
+        self.service = service
 
     @property
     def pid(self) -> int:
-        return self.back_end.pid
+        return self.service.pid
 
     @property
     def log(self) -> str:
-        return self.back_end.log
+        return self.service.log
 
-    @property
-    def running(self) -> bool:
-        return self.back_end.running
+    def check_running(self) -> None:
+        """Raises ServiceEnded, which has the log, if it does not run."""
+        self.service.check_running()
 
     @contextmanager
     def vmm(self, **arguments: object) -> Iterator[FakeVmm]:
         """A VM that is connected and booted; disconnected at the end. Arguments as FakeVmm.connect's."""
-        with FakeVmm.connect(self.back_end.socket_path, **arguments) as vmm:  # type: ignore[arg-type]
+        with FakeVmm.connect(self.service.socket_path, **arguments) as vmm:  # type: ignore[arg-type]
             yield vmm
-
-    def end(self) -> int:
-        """SIGTERM; the exit code."""
-        return self.back_end.end()
 
     # --- processes ----------------------------------------------------------------------------------------------
 

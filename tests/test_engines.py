@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 

@@ -60,6 +60,6 @@ def test_staging_memory_is_sparse_and_sealed() -> None:
 def test_worker_memory_closes_everything() -> None:
     before = len(os.listdir("/proc/self/fd"))
     memory = ring.WorkerMemory.create(staging_bytes=4096)
-    assert len(os.listdir("/proc/self/fd")) == before + 4
+    assert len(os.listdir("/proc/self/fd")) == before + 5
     memory.close()
     assert len(os.listdir("/proc/self/fd")) == before

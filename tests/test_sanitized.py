@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -68,9 +69,10 @@ def test_a_session_gives_no_report(service_factory: ServiceFactory, environment:
             player.show()
             vmm.gpu.wait(player.flush()).check()
             assert len(np.unique(player.picture().reshape(-1, 3), axis=0)) == 2
-        worker = context_workers(service.pid)[0]
         assert mapped_modules(service.pid) == set(sanitized.TREE.glob("native/_dataplane.*.so"))
-        assert mapped_modules(worker.pid) >= set(sanitized.TREE.glob("native/_engines.*.so"))
+        if os.geteuid() == 0:  # nobody else may look into a worker
+            worker = context_workers(service.pid)[0]
+            assert mapped_modules(worker.pid) >= set(sanitized.TREE.glob("native/_engines.*.so"))
         vmm.reboot()
         draw_2d(vmm)
         ScenePlayer(vmm.gpu, TriangleScene("three")).destroy()

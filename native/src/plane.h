@@ -7,7 +7,8 @@
  * command that Python has yet to place: a submit behind such commands waits (`stalled`) until Python has asked for the next
  * command and there was none. So the order of the queue is the order in which things reach a context.
  *
- * Python calls in from its own thread; one lock covers everything but copies of pixels.
+ * Python calls in from its own thread; one lock covers everything here. Copies of 2D pictures (iso_backing_*_rows called by
+ * Python) happen outside of it.
  */
 #ifndef ISOREND_PLANE_H
 #define ISOREND_PLANE_H
