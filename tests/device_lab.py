@@ -122,10 +122,11 @@ class DeviceLab:
         return self._titled(_LAUNCHER)[0]
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
-        """Ends one process of the service and waits until it is over."""
+        """Ends one process of the service and waits until its parent has reaped it: a zombie may have threads that are
+        still ending."""
         assert pid in {process.pid for process in self.processes()}
         os.kill(pid, number)
-        until(lambda: gone(pid), f"the end of process {pid}")
+        until(lambda: not psutil.pid_exists(pid), f"the end of process {pid}")
 
     # --- what it holds ------------------------------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ def _fd_targets(pid: int) -> list[str]:
     return sorted(os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
 
 
-# --- a guest program whose picture is known ----------------------------------------------------------------------------
+# --- a guest program whose picture is known -------------------------------------------------------------------------
 
 
 def triangle(gpu: Gpu, name: str = "neighbour", color: Color = (1.0, 0.0, 0.0)) -> ScenePlayer:

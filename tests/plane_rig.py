@@ -23,13 +23,15 @@ from native.dataplane import Command, Event, Lane, Plane
 from tests.fake_vmm import DriverQueue, GuestMemory
 from tests.fake_vmm.command_queue import CommandQueue
 from tests.fake_vmm.gpu import Gpu
-from tests.ring_producer import CMD_HEAD, CMD_TAIL, CPL_HEAD, LIMIT, MASTER_SLEEPING, WORKER_SLEEPING
+from tests.ring_producer import CMD_HEAD, CMD_TAIL, CPL_HEAD, MASTER_SLEEPING, WORKER_SLEEPING
 
 _RECORD = struct.Struct("<IIQIIII")
 _COMPLETION = struct.Struct("<QII")
 _TRANSFER = struct.Struct("<10I2Q")
 MEBIBYTE = 1 << 20
 OK_NODATA = 0x1100
+LIMIT = 20.0
+"""Seconds after which something awaited is taken for never coming."""
 
 
 class Record(NamedTuple):
@@ -68,7 +70,7 @@ class PlayedWorker:
         self.staging = mmap.mmap(self.memory.staging.fd, staging_bytes)
         self.words = memoryview(self.ring).cast("Q")
         self.lane = Lane(
-            number, self.memory.ring.fd, self.memory.staging.fd, staging_bytes, self.memory.worker_doorbell.fd,
+            number, self.memory.ring.fd, self.memory.staging.fd, staging_bytes, self.memory.ring_worker.fd,
             self.memory.master_doorbell.fd,
         )  # fmt: skip
         self.tail = 0
@@ -99,7 +101,7 @@ class PlayedWorker:
         while (record := self.take()) is None:
             if not select.select([self.memory.worker_doorbell.fd], [], [], deadline - time.monotonic())[0]:
                 raise TimeoutError("no record came")
-            os.eventfd_read(self.memory.worker_doorbell.fd)
+            os.read(self.memory.worker_doorbell.fd, 4096)
         return record
 
     def complete(self, seq: int, status: int = 0) -> None:
@@ -155,8 +157,8 @@ class PlaneRig:
 
     def set_up(self, queue: DriverQueue, base: int) -> None:
         """Describe, start and enable a queue."""
-        addresses = [self.memory.to_uva(gpa) for gpa in (queue.desc_gpa, queue.avail_gpa, queue.used_gpa)]
-        self.plane.queue_setup(queue.index, queue.size, *addresses, base, True)
+        descriptors, available, used = map(self.memory.to_uva, (queue.desc_gpa, queue.avail_gpa, queue.used_gpa))
+        self.plane.queue_setup(queue.index, queue.size, descriptors, available, used, base, True)
         self.plane.queue_call(queue.index, queue.call_fd)
         self.plane.queue_err(queue.index, queue.err_fd)
         self.plane.queue_start(queue.index, queue.kick_fd)

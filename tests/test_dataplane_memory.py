@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from native.dataplane import Backing, GuestMemory, Rows, convert_to_xrgb, Rect, is_scanout_format
+from native.dataplane import Backing, GuestMemory, Rect, Rows, convert_to_xrgb, is_scanout_format
 from tests.fake_vmm.wire import MEM_ENTRY
 
 PAGE = 4096

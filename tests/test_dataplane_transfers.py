@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from native.dataplane import Texture
@@ -121,9 +121,14 @@ def scatter(rig: PlaneRig, segments: list[tuple[int, int]], data: bytes) -> None
         data = data[length:]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None)
 @given(case=cases(), to_host=st.booleans())
-def test_transfer(rig: PlaneRig, worker: PlayedWorker, case: Case, to_host: bool) -> None:
+def test_transfer(case: Case, to_host: bool) -> None:
+    with plane_rig() as rig:
+        check_transfer(rig, rig.worker(CTX), case, to_host)
+
+
+def check_transfer(rig: PlaneRig, worker: PlayedWorker, case: Case, to_host: bool) -> None:
     segments = set_resource(rig, case)
     data = os.urandom(case.backing)
     scatter(rig, segments, data)
@@ -173,8 +178,14 @@ def test_failed_reads_leave_guest_memory_alone(rig: PlaneRig, worker: PlayedWork
     case = Case(Texture(TEXTURE_2D, 1, 8, 8, 8, 1, 1, 0, 0, 0), Box(8, 8), 0, 0, 0, 0, 256)
     segments = set_resource(rig, case)
     scatter(rig, segments, b"\x77" * 256)
-    for status, response in ((1, Resp.ERR_UNSPEC), (2, Resp.ERR_INVALID_PARAMETER), (3, Resp.ERR_INVALID_RESOURCE_ID),
-                             (4, Resp.ERR_OUT_OF_MEMORY), (5, Resp.ERR_UNSPEC), (0xFFFF_FFFF, Resp.ERR_UNSPEC)):  # fmt: skip
+    for status, response in {
+        1: Resp.ERR_UNSPEC,
+        2: Resp.ERR_INVALID_PARAMETER,
+        3: Resp.ERR_INVALID_RESOURCE_ID,
+        4: Resp.ERR_OUT_OF_MEMORY,
+        5: Resp.ERR_UNSPEC,
+        0xFFFF_FFFF: Resp.ERR_UNSPEC,
+    }.items():
         pending = rig.gpu.submit(commands.transfer_from_host_3d(CTX, RESOURCE, case.box))
         record = worker.wait()
         worker.staging[:256] = bytes(256)

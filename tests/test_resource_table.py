@@ -198,7 +198,9 @@ def test_shadow_is_filled_from_scattered_pages(memory: GuestMemory) -> None:
     assert bytes(resource.shadow.to_xrgb(2, Rect(3, 15, 1, 2))) == data[15 * 256 + 12 :][:4] + data[16 * 256 + 12 :][:4]
 
 
-@pytest.mark.parametrize(("rect", "offset"), [((0, 0, 64, 32), 1), ((0, 31, 64, 1), 8192), ((0, 0, 1, 1), (1 << 64) - 4)])
+@pytest.mark.parametrize(
+    ("rect", "offset"), [((0, 0, 64, 32), 1), ((0, 31, 64, 1), 8192), ((0, 0, 1, 1), (1 << 64) - 4)]
+)
 def test_shadow_is_not_filled_from_beyond(memory: GuestMemory, rect: tuple[int, int, int, int], offset: int) -> None:
     resource = ResourceTable().create_2d(1, 2, 64, 32)
     assert resource.shadow is not None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from tests.device_lab import DeviceLab, assert_draws, triangle, until
+from tests.device_lab import OPTIONS, DeviceLab, assert_draws, triangle, until
 from tests.fake_vmm import Bind, FakeVmm, Format, GuestContext, GuestResource, ResourceDescription, Target
+from tests.fake_vmm.command_queue import CommandQueue
 from tests.fake_vmm.gpu import Gpu
 from tests.fake_vmm.scene_player import ScenePlayer
+from tests.service_process import ServiceProcess
 
 UNKNOWN = 4711
 """No resource, context or scanout has this id."""
@@ -23,8 +25,8 @@ MEBIBYTE = 1 << 20
 @dataclass
 class Guest:
     """A booted VM. picture: 2D, 64x64, backed. bare: 2D, 64x64, no backing. texture: TEXTURE, backed and attached to
-    context. bare_texture: the same without backing. stray: backed, attached to no context. buffer: 256 bytes, backed and
-    attached. lost: id of a context whose worker has been killed. neighbour: a program that must not notice anything.
+    context. bare_texture: the same without backing. stray: backed, attached to no context. buffer: 256 bytes, backed
+    and attached. lost: id of a context whose worker has been killed. neighbour: a program that must not notice anything.
     """
 
     vmm: FakeVmm
@@ -44,13 +46,14 @@ class Guest:
 
 
 @pytest.fixture(scope="package")
-def lab() -> Iterator[DeviceLab]:
-    lab = DeviceLab("virgl")
+def lab(start_service: Callable[..., ServiceProcess]) -> Iterator[DeviceLab]:
+    service = start_service(OPTIONS)
     try:
-        yield lab
-        assert lab.running, lab.log
+        yield DeviceLab(service)
+        service.check_running()
     finally:
-        lab.end()
+        code = service.stop()
+    assert code == 0
 
 
 def kill_worker(lab: DeviceLab, ctx_id: int) -> None:
@@ -92,7 +95,7 @@ def _module_guest(lab: DeviceLab) -> Iterator[Guest]:
 def guest(lab: DeviceLab, _module_guest: Guest) -> Iterator[Guest]:
     """The module's VM; afterwards the service must be alive and the neighbour unharmed."""
     yield _module_guest
-    assert lab.running, lab.log
+    lab.check_running()
     assert_draws(_module_guest.neighbour)
 
 
@@ -102,5 +105,10 @@ def throwaway(lab: DeviceLab) -> Iterator[Guest]:
     before = lab.wait_until_idle()
     with lab.vmm() as vmm:
         yield furnish(lab, vmm)
-    assert lab.running, lab.log
+    lab.check_running()
     lab.wait_for_footprint(before)
+
+
+def queue_of(guest: Guest, name: str) -> CommandQueue:
+    """The guest's queue of that name: control or cursor."""
+    return guest.gpu.control if name == "control" else guest.gpu.cursor

@@ -142,7 +142,7 @@ def test_room_for_the_header_alone(guest: Guest, command: Command) -> None:
 
 @pytest.mark.parametrize("command", GOOD, ids=lambda c: c.name)
 def test_in_pieces_of_a_few_bytes(guest: Guest, command: Command) -> None:
-    """Framing is the driver's choice (virtio 1.3, 2.7.4): neither header nor response need a descriptor of their own."""
+    """Framing is the driver's choice (virtio 1.3, 2.7.4): no part of a command has a right to one descriptor."""
     make, expected = GOOD[command]
     request = raw(make(guest))
     pending = guest.gpu.submit_bytes(request, RESPONSE_ROOM, request_split=[1, 2, 3] * 5, response_split=[1, 0, 7, 5])
