@@ -26,7 +26,7 @@ MEBIBYTE = 1 << 20
 class Guest:
     """A booted VM. picture: 2D, 64x64, backed. bare: 2D, 64x64, no backing. texture: TEXTURE, backed and attached to
     context. bare_texture: the same without backing. stray: backed, attached to no context. buffer: 256 bytes, backed
-    and attached. lost: id of a context whose worker has been killed. neighbour: a program that must not notice anything.
+    and attached. lost: id of a context whose worker was killed. neighbour: a program that must not notice anything.
     """
 
     vmm: FakeVmm
