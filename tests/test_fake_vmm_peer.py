@@ -115,9 +115,9 @@ def test_partial_transfer_and_flush(vmm: FakeVmm) -> None:
     part = Rect(10, 5, x=20, y=30)
     vmm.gpu.transfer_to_host_2d(picture.resource_id, part, 4 * (64 * 30 + 20)).check()
     assert vmm.display is not None
-    vmm.display.clear_record()
+    vmm.display.wait_for_message(DisplayRequest.UPDATE)  # show's flush may be answered before its update is here
     vmm.gpu.flush(picture.resource_id, part, fenced=True).check()
-    (update,) = vmm.display.wait_for_message(DisplayRequest.UPDATE)
+    (_, update) = vmm.display.wait_for_message(DisplayRequest.UPDATE, 2)
     assert isinstance(update, Update)
     assert update.rect == part
     expected = np.zeros((64, 64, 4), np.uint8)
