@@ -191,11 +191,10 @@ def test_scanout_off(vmm: FakeVmm) -> None:
     picture.show()
     vmm.gpu.set_scanout(0, 0, Rect(0, 0)).check()
     assert vmm.display is not None
-    display = vmm.display
-    display.wait_for(lambda: display.framebuffer() is None, "scanout 0 off")
-    last = display.received(DisplayRequest.SCANOUT)[-1]
-    assert isinstance(last, Scanout)
-    assert (last.width, last.height) == (0, 0)
+    (shown, off) = vmm.display.wait_for_message(DisplayRequest.SCANOUT, 2)
+    assert isinstance(shown, Scanout) and isinstance(off, Scanout)
+    assert [(message.width, message.height) for message in (shown, off)] == [(64, 32), (0, 0)]
+    assert vmm.display.framebuffer() is None
 
 
 def test_a_killed_back_end_is_noticed(back_end: BackEndProcess) -> None:
