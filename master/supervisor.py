@@ -242,6 +242,7 @@ class Supervisor:
             return
         worker.dead = True
         self._plane.lose_lane(worker.lane)
+        self._hear_worker(worker)  # its last words may have come together with its end
         if worker.pidfd is not None:
             self._loop.remove_reader(worker.pidfd)
         if worker in self._spares:

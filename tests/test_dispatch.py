@@ -1,0 +1,600 @@
+"""master.dispatch: every command's answer, given by a real dispatcher through a real plane to a played driver.
+
+Workers are played too: what they answer is part of what is tested.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ipc import messages
+from ipc.channel import Channel, channel_pair
+from ipc.messages import CONTROL, AttachResource, CreateContext, DestroyContext, DetachResource, Message
+from master.blame import Blame
+from master.capsets import Capset
+from master.contexts import Contexts
+from master.dispatch import Dispatcher
+from master.display import DisplayInfoCallback, EdidCallback, Headless
+from master.scanout import Readbacks, Scanouts
+from master.virtio_gpu import CONTROL_QUEUE, CURSOR_QUEUE, Feature
+from master.wire import DisplayMode
+from master.wire import Rect as MasterRect
+from master.worker import Worker
+from native.dataplane import Command, Status, WorkDone
+from native.dataplane import Rect as NativeRect
+from resource_table import ResourceTable
+from tests.fake_vmm import Format, GpuCommand, Rect, ResourceDescription, Resp, Response, commands, wire
+from tests.fake_vmm.command_queue import Pending
+from tests.plane_rig import LIMIT, PlaneRig, PlayedWorker, Record, plane_rig
+
+SIZE = 64
+WHOLE = Rect(SIZE, SIZE)
+OUTSIDE = Rect(SIZE, SIZE, x=1)
+PICTURE = ResourceDescription(SIZE, SIZE)
+CAPSETS = [Capset(1, 1, b"one" * 10), Capset(2, 3, b"two!" * 20)]
+ALL_FEATURES = Feature.VIRGL | Feature.EDID | Feature.RESOURCE_UUID | Feature.CONTEXT_INIT
+PIXEL_BYTES = 4 * SIZE * SIZE
+UNKNOWN = 4711
+ONE, OTHER = 1, 2
+
+
+class AbsentMindedDisplay(Headless):
+    """Answers questions when the test says so; notes the cursor."""
+
+    def __init__(self) -> None:
+        super().__init__(1280, 800)
+        self.late = False
+        self.answers: list[Callable[[], None]] = []
+        self.cursor: list[tuple[str, int, int]] = []
+        self.shown: list[tuple[int, int]] = []
+
+    def _say(self, answer: Callable[[], None]) -> None:
+        if self.late:
+            self.answers.append(answer)
+        else:
+            answer()
+
+    def get_display_info(self, callback: DisplayInfoCallback) -> None:
+        self._say(lambda: callback([DisplayMode(MasterRect(0, 0, 1280, 800), enabled=True)]))
+
+    def get_edid(self, scanout_id: int, callback: EdidCallback) -> None:
+        self._say(lambda: callback(b"edid" * 32 if scanout_id == 0 else None))
+
+    def set_scanout(self, scanout_id: int, width: int, height: int) -> None:
+        self.shown.append((width, height))
+
+    def disable_scanout(self, scanout_id: int) -> None:
+        self.shown.append((0, 0))
+
+    def define_cursor(self, scanout_id: int, x: int, y: int, cursor: object) -> None:
+        self.cursor.append(("defined", x, y))
+
+    def move_cursor(self, scanout_id: int, x: int, y: int) -> None:
+        self.cursor.append(("moved", x, y))
+
+    def hide_cursor(self, scanout_id: int, x: int, y: int) -> None:
+        self.cursor.append(("hidden", x, y))
+
+
+class PlayedSupervisor:
+    """Gives out workers that the test plays, as long as there is room."""
+
+    def __init__(self, rig: PlaneRig) -> None:
+        self._rig = rig
+        self.owner: Contexts | None = None
+        self.played: list[PlayedWorker] = []
+        self.taken: list[Worker] = []
+        self.exhausted = False
+
+    def take(self) -> Worker:
+        if self.exhausted:
+            raise OSError("no room")
+        played = PlayedWorker(len(self.played) + 1)
+        self._rig.plane.add_lane(played.lane)
+        ours, theirs = channel_pair()
+        theirs.close()
+        worker = Worker(played.lane.number, played.lane, Channel(ours, messages.FROM_WORKER))
+        self.played.append(played)
+        self.taken.append(worker)
+        return worker
+
+    def workers(self) -> list[Worker]:
+        return list(self.taken)
+
+    def close(self) -> None:
+        for worker, played in zip(self.taken, self.played, strict=True):
+            self._rig.plane.free_lane(worker.lane)
+            worker.close()
+            played.close()
+
+
+class Machine:
+    """A driver, a plane, and all that the dispatcher stands on."""
+
+    def __init__(self, rig: PlaneRig) -> None:
+        self.rig = rig
+        self.display = AbsentMindedDisplay()
+        self.supervisor = PlayedSupervisor(rig)
+        self.table = ResourceTable()
+        self.blames: list[Blame] = []
+        self.contexts = Contexts(rig.plane, self.supervisor, self.table, self.blames.append)  # type: ignore[arg-type]
+        self.readbacks = Readbacks(rig.plane, self.contexts)
+        self.scanouts = Scanouts(self.display, 1, self.readbacks)
+        self.dispatcher = Dispatcher(rig.plane, self.table, self.contexts, self.scanouts, CAPSETS)
+        self.dispatcher.features = ALL_FEATURES
+        self.dispatcher.memory = rig.native_memory
+
+    def pump(self) -> None:
+        """What the device does with the plane's events."""
+        for event in self.rig.pump():
+            if isinstance(event, Command):
+                self.dispatcher.run(event)
+            elif isinstance(event, WorkDone):
+                assert self.contexts.work_done(event.token, event.status) or self.readbacks.work_done(event)
+        self.rig.plane.flush()
+
+    def until(self, condition: Callable[[], object], awaited: str) -> None:
+        """Serves the plane until the condition holds."""
+        deadline = time.monotonic() + LIMIT
+        self.pump()
+        self.rig.gpu.reap()
+        while not condition():
+            if not select.select([self.rig.plane], [], [], deadline - time.monotonic())[0]:
+                raise TimeoutError(awaited)
+            self.pump()
+            self.rig.gpu.reap()
+
+    def submit(self, command: GpuCommand, *, fenced: bool = False) -> Pending:
+        """The command has been placed, and answered if that takes nobody else."""
+        before = self.placed()
+        pending = self.rig.gpu.submit(command, fenced=fenced)
+        self.until(lambda: self.placed() > before, f"{command.name} at the dispatcher")
+        self.rig.gpu.reap()
+        return pending
+
+    def placed(self) -> int:
+        """Commands that came here so far."""
+        return sum(isinstance(event, Command) for event in self.rig.events)
+
+    def answer(self, command: GpuCommand) -> Response:
+        """The answer to a command that is answered at once."""
+        pending = self.submit(command)
+        assert pending.done, f"{command.name} is not answered"
+        return pending.response
+
+    def code(self, command: GpuCommand) -> Resp:
+        return Resp(self.answer(command).type)
+
+    def ok(self, *wanted: GpuCommand) -> None:
+        for command in wanted:
+            assert self.code(command) is Resp.OK_NODATA, command
+
+    def context(self, ctx_id: int) -> PlayedWorker:
+        """A context, made; its worker."""
+        self.ok(commands.ctx_create(ctx_id, "program"))
+        worker = self.supervisor.played[-1]
+        record, message = control(worker)
+        assert message == CreateContext(ctx_id, 0, "program")
+        worker.complete(record.seq)
+        return worker
+
+    def backed(self, resource_id: int, nbytes: int = PIXEL_BYTES) -> int:
+        """Attaches guest memory to a resource; where it lies."""
+        gpa = self.rig.memory.allocate(nbytes)
+        self.ok(commands.resource_attach_backing(resource_id, [(gpa, nbytes)]))
+        return gpa
+
+    def lose(self, ctx_id: int) -> None:
+        """As the supervisor does when a worker's process has ended."""
+        worker = self.contexts.get(ctx_id).worker
+        worker.dead = True
+        self.rig.plane.lose_lane(worker.lane)
+        self.contexts.worker_gone(worker)
+
+
+def control(worker: PlayedWorker) -> tuple[Record, Message]:
+    """The next record, which is a control message."""
+    record = worker.wait()
+    return record, messages.decode(record.payload, CONTROL)
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with plane_rig() as rig:
+        machine = Machine(rig)
+        yield machine
+        machine.supervisor.close()
+
+
+def picture_2d(resource_id: int) -> GpuCommand:
+    return commands.resource_create_2d(resource_id, Format.B8G8R8X8, SIZE, SIZE)
+
+
+# --- what is no command ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [0, 0x0FF, 0x10C, 0x10D, 0x10E, 0x208, 0x302, 0x1100, 0xFFFFFFFF], ids=hex)
+def test_unknown_types(machine: Machine, number: int) -> None:
+    assert machine.code(GpuCommand(number, bytes(64))) is Resp.ERR_UNSPEC
+    machine.ok(picture_2d(1))  # and all goes on
+
+
+def test_cut_off_commands(machine: Machine) -> None:
+    for request in (picture_2d(1), commands.ctx_create(ONE), commands.set_scanout(0, 0, WHOLE)):
+        assert machine.code(request._replace(body=request.body[:-1])) is Resp.ERR_UNSPEC
+    assert len(machine.table) == len(machine.contexts) == 0
+
+
+def test_cursor_commands_on_the_control_queue(machine: Machine) -> None:
+    for command in (commands.update_cursor(0, 1, 2, 0), commands.move_cursor(0, 1, 2)):
+        assert machine.code(command._replace(response_size=wire.NO_DATA_SIZE)) is Resp.ERR_UNSPEC
+    assert not machine.display.cursor
+
+
+def test_control_commands_on_the_cursor_queue(machine: Machine) -> None:
+    pending = machine.rig.gpu.cursor.submit(picture_2d(1))
+    machine.until(lambda: machine.placed() == 1, "the command")
+    machine.rig.gpu.cursor.reap()
+    assert pending.response.type == Resp.ERR_UNSPEC and 1 not in machine.table
+    queues = [event.queue for event in machine.rig.events if isinstance(event, Command)]
+    assert queues == [CURSOR_QUEUE] != [CONTROL_QUEUE]
+
+
+# --- questions to the display ---------------------------------------------------------------------------------------
+
+QUESTIONS = [(commands.get_display_info(), Resp.OK_DISPLAY_INFO), (commands.get_edid(0), Resp.OK_EDID)]
+
+
+@pytest.mark.parametrize(("question", "good"), QUESTIONS, ids=["display info", "EDID"])
+def test_the_display_answers_at_once(machine: Machine, question: GpuCommand, good: Resp) -> None:
+    assert machine.code(question) is good
+
+
+def test_what_the_display_said(machine: Machine) -> None:
+    info, edid = machine.answer(commands.get_display_info()), machine.answer(commands.get_edid(0))
+    assert isinstance(info, wire.DisplayInfo) and [mode.rect for mode in info.enabled] == [Rect(1280, 800)]
+    assert isinstance(edid, wire.Edid) and edid.edid == b"edid" * 32
+    assert machine.code(commands.get_edid(1)) is Resp.ERR_INVALID_SCANOUT_ID
+
+
+@pytest.mark.parametrize(("question", "good"), QUESTIONS, ids=["display info", "EDID"])
+def test_the_display_answers_late(machine: Machine, question: GpuCommand, good: Resp) -> None:
+    machine.display.late = True
+    pending = machine.submit(question)
+    machine.ok(picture_2d(1))  # nobody waits for the display
+    assert not pending.done and len(machine.display.answers) == 1
+    queue = machine.rig.gpu.control.queue
+    queue.clear_interrupt()
+    assert queue.enable_interrupt()
+    interrupts = queue.interrupts
+    machine.display.answers.pop()()
+    assert select.select([queue.call_fd], [], [], LIMIT)[0]  # nothing but the answer makes the plane tell the guest
+    queue.clear_interrupt()
+    assert queue.interrupts == interrupts + 1
+    assert machine.rig.gpu.wait(pending).type == good
+
+
+@pytest.mark.parametrize("give_up", [Dispatcher.answer_open_questions, Dispatcher.reset])
+def test_questions_that_are_given_up(machine: Machine, give_up: Callable[[Dispatcher], None]) -> None:
+    machine.display.late = True
+    pending = [machine.submit(question) for question, _ in QUESTIONS]
+    give_up(machine.dispatcher)
+    assert [machine.rig.gpu.wait(each).type for each in pending] == [Resp.ERR_UNSPEC] * 2
+    for answer in machine.display.answers:  # too late
+        answer()
+    give_up(machine.dispatcher)
+    assert machine.rig.plane.statistics().responses == 2
+
+
+# --- capability sets ------------------------------------------------------------------------------------------------
+
+
+def test_capsets(machine: Machine) -> None:
+    for index, capset in enumerate(CAPSETS):
+        info = machine.answer(commands.get_capset_info(index))
+        assert isinstance(info, wire.CapsetInfo)
+        assert (info.capset_id, info.max_version, info.max_size) == (capset.capset_id, capset.version, len(capset.data))
+        for version in range(capset.version + 1):
+            answer = machine.answer(commands.get_capset(capset.capset_id, version, info.max_size))
+            assert isinstance(answer, wire.Capset) and answer.data == capset.data
+        newer = commands.get_capset(capset.capset_id, capset.version + 1, info.max_size)
+        assert machine.code(newer) is Resp.ERR_INVALID_PARAMETER
+    assert machine.code(commands.get_capset_info(len(CAPSETS))) is Resp.ERR_INVALID_PARAMETER
+    assert machine.code(commands.get_capset(UNKNOWN, 0, 8)) is Resp.ERR_INVALID_PARAMETER
+
+
+# --- resources ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (picture_2d(2), Resp.OK_NODATA),
+        (picture_2d(0), Resp.ERR_INVALID_RESOURCE_ID),
+        (picture_2d(1), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.resource_create_2d(2, 5, SIZE, SIZE), Resp.ERR_INVALID_PARAMETER),
+        (commands.resource_create_2d(2, Format.B8G8R8X8, 0, SIZE), Resp.ERR_INVALID_PARAMETER),
+        (commands.resource_create_2d(2, Format.B8G8R8X8, SIZE, 0xFFFFFFFF), Resp.ERR_INVALID_PARAMETER),
+        (commands.resource_create_3d(2, PICTURE), Resp.OK_NODATA),
+        (commands.resource_create_3d(0, PICTURE), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.resource_create_3d(1, PICTURE), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.resource_create_3d(2, ResourceDescription(0)), Resp.ERR_INVALID_PARAMETER),
+        (commands.resource_create_3d(2, ResourceDescription(SIZE, target=99)), Resp.ERR_INVALID_PARAMETER),
+        (commands.resource_unref(1), Resp.OK_NODATA),
+        (commands.resource_unref(0), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.resource_unref(UNKNOWN), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.resource_attach_backing(UNKNOWN, [(0x10000, 4096)]), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.resource_attach_backing(1, [(0x10000, 4096)]), Resp.OK_NODATA),
+        (commands.resource_attach_backing(1, []), Resp.ERR_INVALID_PARAMETER),
+        (commands.resource_attach_backing(1, [(0x10000, 0)]), Resp.ERR_INVALID_PARAMETER),
+        (commands.resource_attach_backing(1, [(1 << 40, 4096)]), Resp.ERR_INVALID_PARAMETER),
+        (commands.resource_detach_backing(UNKNOWN), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.resource_detach_backing(1), Resp.ERR_UNSPEC),
+        (commands.resource_assign_uuid(1), Resp.OK_RESOURCE_UUID),
+        (commands.resource_assign_uuid(UNKNOWN), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.transfer_to_host_2d(UNKNOWN, WHOLE), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.transfer_to_host_2d(1, WHOLE), Resp.ERR_UNSPEC),  # no backing
+        (commands.transfer_to_host_2d(1, OUTSIDE), Resp.ERR_INVALID_PARAMETER),
+        (commands.set_scanout(0, 1, WHOLE), Resp.OK_NODATA),
+        (commands.set_scanout(0, 0, Rect(0, 0)), Resp.OK_NODATA),
+        (commands.set_scanout(1, 0, WHOLE), Resp.ERR_INVALID_SCANOUT_ID),
+        (commands.set_scanout(1, 1, WHOLE), Resp.ERR_INVALID_SCANOUT_ID),
+        (commands.set_scanout(0, UNKNOWN, WHOLE), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.set_scanout(0, 1, OUTSIDE), Resp.ERR_INVALID_PARAMETER),
+        (commands.set_scanout(0, 1, Rect(0, SIZE)), Resp.ERR_INVALID_PARAMETER),
+        (commands.set_scanout(0, 1, Rect(2, SIZE, x=0xFFFFFFFF)), Resp.ERR_INVALID_PARAMETER),
+        (commands.resource_flush(1, WHOLE), Resp.OK_NODATA),
+        (commands.resource_flush(1, OUTSIDE), Resp.ERR_INVALID_PARAMETER),
+        (commands.resource_flush(UNKNOWN, WHOLE), Resp.ERR_INVALID_RESOURCE_ID),
+        (commands.ctx_create(0), Resp.ERR_INVALID_CONTEXT_ID),
+        (commands.ctx_create(ONE, context_init=99), Resp.ERR_INVALID_PARAMETER),
+        (commands.ctx_destroy(ONE), Resp.ERR_INVALID_CONTEXT_ID),
+        (commands.ctx_attach_resource(ONE, 1), Resp.ERR_INVALID_CONTEXT_ID),
+        (commands.ctx_detach_resource(ONE, 1), Resp.ERR_INVALID_CONTEXT_ID),
+    ],
+    ids=lambda value: value.name.lower() if isinstance(value, GpuCommand | Resp) else None,
+)
+def test_answers_with_one_2d_resource(machine: Machine, command: GpuCommand, code: Resp) -> None:
+    machine.ok(picture_2d(1))
+    assert machine.code(command) is code
+
+
+def test_backing_is_attached_once(machine: Machine) -> None:
+    machine.ok(picture_2d(1))
+    gpa = machine.backed(1)
+    attach, detach = commands.resource_attach_backing(1, [(gpa, 4096)]), commands.resource_detach_backing(1)
+    assert machine.code(attach) is Resp.ERR_UNSPEC
+    machine.ok(detach)
+    assert machine.code(detach) is Resp.ERR_UNSPEC
+    machine.ok(attach, commands.resource_unref(1))
+    assert len(machine.table) == 0
+
+
+def test_backing_without_guest_memory(machine: Machine) -> None:
+    machine.ok(picture_2d(1))
+    machine.backed(1)
+    machine.ok(picture_2d(2))
+    machine.dispatcher.memory = None
+    assert machine.code(commands.resource_attach_backing(2, [(0x10000, 4096)])) is Resp.ERR_UNSPEC
+    assert machine.code(commands.transfer_to_host_2d(1, WHOLE)) is Resp.ERR_UNSPEC
+
+
+def test_backing_with_fewer_entries_than_counted(machine: Machine) -> None:
+    machine.ok(picture_2d(1))
+    whole = commands.resource_attach_backing(1, [(0x10000, 4096), (0x20000, 4096)])
+    assert isinstance(whole.payload, bytes)
+    assert machine.code(whole._replace(payload=whole.payload[:-1])) is Resp.ERR_UNSPEC
+    assert machine.table.get(1).iov is None
+
+
+def test_transfer_2d(machine: Machine) -> None:
+    machine.ok(picture_2d(1), commands.resource_create_3d(2, PICTURE))
+    gpa = machine.backed(1)
+    machine.rig.memory.write(gpa, b"\x11\x22\x33\x44" * (SIZE * SIZE))
+    machine.ok(commands.transfer_to_host_2d(1, WHOLE))
+    shadow = machine.table.get(1).shadow
+    assert shadow is not None
+    one_pixel = shadow.to_xrgb(Format.B8G8R8X8, NativeRect(SIZE - 1, SIZE - 1, 1, 1))
+    assert bytes(one_pixel)[:3] == b"\x11\x22\x33"
+    past = commands.transfer_to_host_2d(1, WHOLE, offset=4)
+    assert machine.code(past) is Resp.ERR_INVALID_PARAMETER
+    far = commands.transfer_to_host_2d(1, WHOLE, offset=(1 << 64) - 4)
+    assert machine.code(far) is Resp.ERR_INVALID_PARAMETER
+    assert machine.code(commands.transfer_to_host_2d(2, WHOLE)) is Resp.ERR_INVALID_PARAMETER  # it is not 2D
+
+
+def test_out_of_memory(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.table, "_max_resources", 1)
+    monkeypatch.setattr(machine.table, "_shadow_bytes", PIXEL_BYTES - 1)
+    assert machine.code(picture_2d(1)) is Resp.ERR_OUT_OF_MEMORY
+    machine.ok(commands.resource_create_3d(1, PICTURE))
+    assert machine.code(commands.resource_create_3d(2, PICTURE)) is Resp.ERR_OUT_OF_MEMORY
+    machine.supervisor.exhausted = True
+    assert machine.code(commands.ctx_create(ONE)) is Resp.ERR_OUT_OF_MEMORY
+    machine.supervisor.exhausted = False
+    machine.context(ONE)
+
+
+def test_uuids(machine: Machine) -> None:
+    machine.ok(picture_2d(1), picture_2d(2))
+    answers = [machine.answer(commands.resource_assign_uuid(number)) for number in (1, 1, 2)]
+    assert all(isinstance(answer, wire.ResourceUuid) for answer in answers)
+    first, again, other = (answer.uuid for answer in answers if isinstance(answer, wire.ResourceUuid))
+    assert first == again != other
+
+
+def test_what_has_no_pixels_cannot_be_shown(machine: Machine) -> None:
+    machine.ok(commands.resource_create_3d(1, ResourceDescription(4096, target=0, format=Format.R8G8B8A8, bind=16)))
+    assert machine.code(commands.set_scanout(0, 1, WHOLE)) is Resp.ERR_INVALID_PARAMETER
+    assert machine.code(commands.resource_flush(1, WHOLE)) is Resp.ERR_INVALID_PARAMETER
+
+
+def test_unref_of_what_is_shown(machine: Machine) -> None:
+    machine.ok(picture_2d(1), commands.set_scanout(0, 1, WHOLE), commands.resource_unref(1))
+    assert machine.display.shown == [(SIZE, SIZE), (0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("feature", "command"),
+    [
+        (Feature.VIRGL, commands.resource_create_3d(1, PICTURE)),
+        (Feature.VIRGL, commands.ctx_create(ONE)),
+        (Feature.RESOURCE_UUID, commands.resource_assign_uuid(1)),
+    ],
+    ids=lambda value: value.name.lower(),
+)
+def test_what_was_not_negotiated(machine: Machine, feature: Feature, command: GpuCommand) -> None:
+    machine.dispatcher.features &= ~feature
+    assert machine.code(command) is Resp.ERR_UNSPEC
+    assert len(machine.table) == len(machine.contexts) == 0
+
+
+# --- cursors --------------------------------------------------------------------------------------------------------
+
+
+def test_cursor_commands(machine: Machine) -> None:
+    machine.ok(picture_2d(1), commands.resource_create_2d(2, Format.B8G8R8A8, 32, 32))
+    sent = [
+        commands.update_cursor(0, 1, 2, 1),
+        commands.update_cursor(0, 3, 4, 2),  # not 64x64
+        commands.update_cursor(0, 5, 6, UNKNOWN),
+        commands.update_cursor(1, 7, 8, 1),  # no such scanout
+        commands.move_cursor(1, 9, 10),
+        commands.move_cursor(0, 11, 12),
+        commands.update_cursor(0, 13, 14, 0),
+    ]
+    for number, command in enumerate(sent, machine.placed() + 1):
+        pending = machine.rig.gpu.cursor.submit(command)
+        machine.until(lambda placed=number: machine.placed() == placed, "the command")  # type: ignore[misc]
+        machine.rig.gpu.cursor.reap()
+        assert pending.done
+    assert machine.display.cursor == [("defined", 1, 2), ("moved", 11, 12), ("hidden", 13, 14)]
+
+
+# --- contexts -------------------------------------------------------------------------------------------------------
+
+
+def test_ctx_create(machine: Machine) -> None:
+    machine.ok(commands.ctx_create(ONE, "glxgears", context_init=2))
+    assert control(machine.supervisor.played[0])[1] == CreateContext(ONE, 2, "glxgears")
+    machine.ok(commands.ctx_create(OTHER))
+    assert control(machine.supervisor.played[1])[1] == CreateContext(OTHER, 0, "unnamed")
+    assert machine.code(commands.ctx_create(ONE)) is Resp.ERR_INVALID_CONTEXT_ID
+    machine.dispatcher.features &= ~Feature.CONTEXT_INIT
+    assert machine.code(commands.ctx_create(3, context_init=2)) is Resp.ERR_INVALID_PARAMETER
+    assert len(machine.contexts) == 2
+
+
+def test_ctx_destroy(machine: Machine) -> None:
+    worker = machine.context(ONE)
+    machine.ok(commands.ctx_destroy(ONE))
+    assert control(worker)[1] == DestroyContext()
+    assert machine.code(commands.ctx_destroy(ONE)) is Resp.ERR_INVALID_CONTEXT_ID
+
+
+@pytest.mark.parametrize("create", [picture_2d(1), commands.resource_create_3d(1, PICTURE)], ids=["2D", "3D"])
+def test_attach_and_detach_are_answered_when_placed(machine: Machine, create: GpuCommand) -> None:
+    worker = machine.context(ONE)
+    machine.ok(create, commands.ctx_attach_resource(ONE, 1), commands.ctx_attach_resource(ONE, 1))
+    _, message = control(worker)
+    assert isinstance(message, AttachResource)
+    assert (message.resource_id, message.target, message.width, message.height) == (1, 2, SIZE, SIZE)
+    machine.ok(commands.ctx_detach_resource(ONE, 1))
+    assert control(worker)[1] == DetachResource(1)  # and no second attach before it
+    assert machine.code(commands.ctx_detach_resource(ONE, 1)) is Resp.ERR_INVALID_RESOURCE_ID
+    for command in (commands.ctx_attach_resource(ONE, UNKNOWN), commands.ctx_detach_resource(ONE, UNKNOWN)):
+        assert machine.code(command) is Resp.ERR_INVALID_RESOURCE_ID
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (Status.OK, Resp.OK_NODATA),
+        (Status.FAILED, Resp.ERR_UNSPEC),
+        (Status.INVALID_PARAMETER, Resp.ERR_INVALID_PARAMETER),
+        (Status.INVALID_RESOURCE, Resp.ERR_INVALID_RESOURCE_ID),
+        (Status.OUT_OF_MEMORY, Resp.ERR_OUT_OF_MEMORY),
+        (Status.LOST, Resp.ERR_UNSPEC),
+        (99, Resp.ERR_UNSPEC),
+    ],
+    ids=str,
+)
+def test_fenced_ones_are_answered_as_the_worker_says(machine: Machine, status: int, code: Resp) -> None:
+    worker = machine.context(ONE)
+    machine.ok(commands.resource_create_3d(1, PICTURE))
+    pending = machine.submit(commands.ctx_attach_resource(ONE, 1), fenced=True)
+    record, message = control(worker)
+    assert isinstance(message, AttachResource) and not pending.done
+    worker.complete(record.seq, status)
+    machine.until(lambda: pending.done, "the worker's answer")
+    assert pending.response.type == code and pending.response.fenced
+
+
+def test_fenced_ones_that_are_done_already_are_answered_at_once(machine: Machine) -> None:
+    machine.context(ONE)
+    machine.ok(commands.resource_create_3d(1, PICTURE), commands.ctx_attach_resource(ONE, 1))
+    assert machine.submit(commands.ctx_attach_resource(ONE, 1), fenced=True).done
+    assert machine.submit(commands.resource_create_3d(2, PICTURE), fenced=True).done
+
+
+def test_a_lost_context(machine: Machine) -> None:
+    worker = machine.context(ONE)
+    machine.ok(commands.resource_create_3d(1, PICTURE), commands.resource_create_3d(2, PICTURE))
+    machine.ok(commands.ctx_attach_resource(ONE, 1))
+    pending = machine.submit(commands.ctx_detach_resource(ONE, 1), fenced=True)
+    machine.lose(ONE)
+    machine.until(lambda: pending.done, "the fence of a dead worker")
+    assert pending.response.type == Resp.ERR_UNSPEC
+    for command in (commands.ctx_attach_resource(ONE, 2), commands.ctx_detach_resource(ONE, 2)):
+        assert machine.code(command) is Resp.ERR_UNSPEC
+    assert machine.code(commands.ctx_create(ONE)) is Resp.ERR_INVALID_CONTEXT_ID
+    machine.ok(commands.resource_unref(1), commands.ctx_destroy(ONE))
+    assert machine.context(ONE) is not worker
+
+
+def test_a_full_ring_holds_answers_back_and_loses_none(machine: Machine) -> None:
+    worker = machine.context(ONE)
+    machine.ok(commands.resource_create_3d(1, PICTURE))
+    held: list[Pending] = []
+    attach, detach = commands.ctx_attach_resource(ONE, 1), commands.ctx_detach_resource(ONE, 1)
+    sent = 0
+    while len(held) < 4:  # the worker takes nothing
+        pending = machine.submit((attach, detach)[sent % 2])
+        sent += 1
+        if not pending.done:
+            held.append(pending)
+        assert sent < 100_000
+    for number in range(sent):
+        record, message = control(worker)
+        assert isinstance(message, DetachResource if number % 2 else AttachResource)
+        worker.complete(record.seq)
+        machine.pump()
+    machine.until(lambda: all(pending.done for pending in held), "the answers that were held back")
+    assert {pending.response.type for pending in held} == {Resp.OK_NODATA}
+
+
+def test_unref_detaches_everywhere(machine: Machine) -> None:
+    workers = [machine.context(ONE), machine.context(OTHER)]
+    machine.ok(commands.resource_create_3d(1, PICTURE))
+    machine.ok(commands.ctx_attach_resource(ONE, 1), commands.ctx_attach_resource(OTHER, 1), commands.resource_unref(1))
+    for worker in workers:
+        assert [type(control(worker)[1]) for _ in range(2)] == [AttachResource, DetachResource]
+    machine.ok(commands.resource_create_3d(1, PICTURE))
+    assert machine.code(commands.ctx_detach_resource(ONE, 1)) is Resp.ERR_INVALID_RESOURCE_ID
+
+
+def test_reset_leaves_nothing_the_guest_made(machine: Machine) -> None:
+    machine.context(ONE)
+    machine.ok(picture_2d(1), commands.resource_create_3d(2, PICTURE), commands.ctx_attach_resource(ONE, 2))
+    machine.ok(commands.set_scanout(0, 1, WHOLE))
+    machine.dispatcher.reset()
+    assert len(machine.table) == len(machine.contexts) == 0
+    assert machine.display.shown[-1] == (0, 0)
+    assert [worker.doom for worker in machine.supervisor.taken] == ["device reset"]
+    machine.ok(picture_2d(2), commands.resource_create_3d(1, PICTURE))  # the plane has forgotten the ids too
+    machine.context(ONE)
+    machine.ok(commands.ctx_attach_resource(ONE, 1))

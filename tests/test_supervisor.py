@@ -1,0 +1,305 @@
+"""master.supervisor with a real launcher, real workers of the null engine and a real plane."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ipc.messages import CreateContext, DestroyContext, EngineName, Fault
+from master import supervisor as supervisor_module
+from master.supervisor import NoWorkers
+from master.worker import Worker
+from native.dataplane import COMPLETE, Plane, Status, WorkDone
+from tests.device_lab import gone
+from tests.vm.waiting import wait_until
+from tests.worker_nursery import WorkerNursery, worker_nursery
+
+LIMIT = 30.0
+CREATE = CreateContext(1, 0, "program").encode()
+NOT_A_MESSAGE = b"\xff" * 8
+
+
+class Owner:
+    """Notes what it is told, and whether the lane was lost by then."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self.told: list[tuple[str, Worker]] = []
+        self.lane_lost: list[bool] = []
+
+    def worker_faulted(self, worker: Worker, fault: Fault) -> None:
+        self.told.append((fault.text, worker))
+
+    def worker_gone(self, worker: Worker) -> None:
+        self.told.append(("gone", worker))
+        self.lane_lost.append(is_lost(self._plane, worker))
+
+    def worker_reaped(self, worker: Worker) -> None:
+        assert worker.lane.handle and worker.channel.fileno() >= 0  # what it had is still there to be asked
+        self.told.append(("reaped", worker))
+
+    def of(self, worker: Worker) -> list[str]:
+        """What it was told of one worker."""
+        return [what for what, whose in self.told if whose is worker]
+
+
+def is_lost(plane: Plane, worker: Worker) -> bool:
+    """Whether the worker's lane refuses work."""
+    try:
+        plane.send(worker.lane, DestroyContext().encode())
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def open_files() -> set[tuple[str, str]]:
+    """This process's descriptors: number and what is behind."""
+    gc.collect()
+    found = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            found.add((fd.name, os.readlink(fd)))
+        except FileNotFoundError:  # the one that lists
+            continue
+    return found
+
+
+def children() -> set[int]:
+    """All processes below this one."""
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+def launcher_of(worker: Worker) -> psutil.Process:
+    launcher = psutil.Process(worker.pid).parent()
+    assert launcher is not None and launcher.ppid() == os.getpid()
+    return launcher
+
+
+@pytest.fixture
+def nursery() -> Iterator[WorkerNursery]:
+    """One spare, nothing started."""
+    with worker_nursery(spares=1) as nursery:
+        yield nursery
+
+
+@pytest.fixture
+def owner(nursery: WorkerNursery) -> Owner:
+    owner = Owner(nursery.plane)
+    nursery.supervisor.owner = owner
+    return owner
+
+
+# --- giving workers out ---------------------------------------------------------------------------------------------
+
+
+def test_the_first_worker_says_what_it_can_and_is_a_spare(nursery: WorkerNursery) -> None:
+    first = nursery.started()
+    assert first.serving and first.ready is not None and first.ready.engine is EngineName.NULL
+    assert [(capset.capset_id, capset.version) for capset in first.capsets] == [(1, 1)]
+    assert nursery.supervisor.take() is first
+
+
+def test_without_spares_the_first_is_kept_and_the_rest_are_started_when_asked_for() -> None:
+    with worker_nursery(spares=0) as nursery:
+        first = nursery.started()
+        assert nursery.supervisor.take() is first
+        nursery.driver.turn(3)
+        assert nursery.supervisor.workers() == [first]
+        second = nursery.supervisor.take()
+        assert second is not first and not second.serving
+        nursery.until(lambda: second.serving, "a worker that was started cold")
+
+
+def test_spares_are_refilled() -> None:
+    with worker_nursery(spares=2) as nursery:
+        nursery.started()
+        nursery.until_spares_serve(2)
+        taken = nursery.supervisor.take()
+        spares = nursery.until_spares_serve(2, taken)
+        again = nursery.supervisor.take()
+        assert again in spares
+        nursery.until_spares_serve(2, taken, again)
+        assert len({worker.pid for worker in nursery.supervisor.workers()}) == 4
+        assert len({worker.worker_id for worker in nursery.supervisor.workers()}) == 4
+
+
+def test_a_warm_spare_is_preferred_to_one_that_is_starting() -> None:
+    with worker_nursery(spares=2) as nursery:
+        task = nursery.start()
+        cold, warm = nursery.supervisor.workers()
+        nursery.driver.loop.remove_reader(cold.channel)  # so that nobody hears that it serves
+        nursery.until(task.done, "the worker that is heard")
+        assert task.result() is warm
+        assert nursery.supervisor.take() is warm
+        assert nursery.supervisor.take() is cold
+        third = nursery.supervisor.take()  # the loop has not run: there is no other spare yet
+        assert third not in (cold, warm) and third.pid == 0
+
+
+def test_a_lane_takes_work_before_its_process_exists(nursery: WorkerNursery) -> None:
+    done: list[WorkDone] = []
+    nursery.on_work_done = done.append
+    nursery.started()
+    nursery.supervisor.take()
+    cold = nursery.supervisor.take()
+    assert cold.pid == 0
+    assert nursery.plane.send(cold.lane, CREATE, COMPLETE, 9)
+    nursery.until(lambda: done, "the work that was placed early")
+    assert [(each.token, each.status) for each in done] == [(9, Status.OK)]
+
+
+def test_a_spare_that_has_ended_is_not_given_out(nursery: WorkerNursery) -> None:
+    first = nursery.started()
+    os.kill(first.pid, signal.SIGKILL)
+    wait_until(first.has_ended, "the end that the supervisor has not noticed", LIMIT)  # the loop does not turn
+    assert not first.dead
+    assert nursery.supervisor.take() is not first
+
+
+def test_without_a_launcher_there_are_no_workers(nursery: WorkerNursery) -> None:
+    with pytest.raises(OSError, match="no launcher"):
+        nursery.supervisor.take()
+    nursery.started()
+    nursery.supervisor.close()
+    before = open_files()
+    with pytest.raises(OSError, match="no launcher"):
+        nursery.supervisor.take()
+    nursery.driver.turn(3)
+    assert nursery.supervisor.workers() == []
+    assert open_files() <= before
+
+
+# --- ends -----------------------------------------------------------------------------------------------------------
+
+
+def test_death_loses_the_lane_before_the_owner_is_told(nursery: WorkerNursery, owner: Owner) -> None:
+    done: list[tuple[WorkDone, list[str]]] = []
+    nursery.on_work_done = lambda event: done.append((event, owner.of(worker)))
+    worker = nursery.started()
+    assert nursery.supervisor.take() is worker
+    os.kill(worker.pid, signal.SIGSTOP)
+    nursery.plane.send(worker.lane, CREATE, COMPLETE, 5)
+    os.kill(worker.pid, signal.SIGKILL)
+    nursery.until(lambda: "reaped" in owner.of(worker), "its burial")
+    nursery.until(lambda: done, "the end of what it was asked")
+    assert owner.of(worker) == ["gone", "reaped"]
+    assert owner.lane_lost == [True]
+    assert done[0][0].status is Status.LOST
+    assert worker.wait_status is not None and os.WTERMSIG(worker.wait_status) == signal.SIGKILL
+    assert worker.doom is None and worker not in nursery.supervisor.workers()
+    assert not psutil.pid_exists(worker.pid)
+
+
+def test_an_exit_gives_the_wait_status(nursery: WorkerNursery, owner: Owner) -> None:
+    worker = nursery.started()
+    nursery.supervisor.take()
+    nursery.plane.send(worker.lane, CREATE)
+    nursery.plane.send(worker.lane, DestroyContext().encode())
+    nursery.until(lambda: "reaped" in owner.of(worker), "its burial")
+    assert worker.wait_status == 0
+
+
+def test_a_worker_that_refuses_a_record_says_why_before_it_ends(nursery: WorkerNursery, owner: Owner) -> None:
+    worker = nursery.started()
+    nursery.supervisor.take()
+    nursery.plane.send(worker.lane, NOT_A_MESSAGE)
+    nursery.until(lambda: "reaped" in owner.of(worker), "its burial")
+    assert worker.wait_status is not None and os.waitstatus_to_exitcode(worker.wait_status) == 3
+    complaint, *rest = owner.of(worker)
+    assert complaint.startswith("control record") and rest == ["gone", "reaped"]
+    assert worker.faults == [complaint]
+
+
+def test_one_that_is_killed_before_it_exists_is_killed_once_it_does(nursery: WorkerNursery, owner: Owner) -> None:
+    nursery.started()
+    nursery.supervisor.take()
+    cold = nursery.supervisor.take()
+    cold.kill("not wanted")
+    assert cold.pid == 0 and cold.doom == "not wanted"
+    nursery.until(lambda: "reaped" in owner.of(cold), "its burial")
+    assert cold.wait_status == signal.SIGKILL
+    assert owner.of(cold) == ["gone", "reaped"]
+
+
+def test_a_dead_spare_is_replaced_and_no_matter_of_the_owner(nursery: WorkerNursery, owner: Owner) -> None:
+    spare = nursery.started()
+    os.kill(spare.pid, signal.SIGKILL)
+    nursery.until(lambda: spare not in nursery.supervisor.workers(), "its burial")
+    (other,) = nursery.until_spares_serve(1)
+    assert other is not spare
+    assert "gone" not in owner.of(spare) and not nursery.fatal
+
+
+def test_a_first_worker_that_cannot_start() -> None:
+    with worker_nursery(spares=1, engine=EngineName.VIRGL, render_node="/dev/null/no-such-node") as nursery:
+        task = nursery.start()
+        nursery.until(task.done, "the refusal")
+        with pytest.raises(NoWorkers, match="first worker"):
+            task.result()
+
+
+# --- the launcher ---------------------------------------------------------------------------------------------------
+
+
+def test_a_launcher_that_dies_young_is_fatal(
+    nursery: WorkerNursery, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "LAUNCHER_GRACE", 1000.0)
+    worker = nursery.started()
+    nursery.supervisor.take()
+    (spare,) = nursery.until_spares_serve(1, worker)
+    os.kill(launcher_of(worker).pid, signal.SIGKILL)
+    nursery.until(lambda: nursery.fatal, "that it gives up")
+    assert len(nursery.fatal) == 1 and "launcher" in nursery.fatal[0]
+    assert owner.of(worker) == ["gone", "reaped"] and owner.lane_lost == [True]
+    assert worker.doom == "the launcher ended" and worker.wait_status is None
+    assert nursery.supervisor.workers() == []
+    wait_until(lambda: gone(worker.pid) and gone(spare.pid), "the end of its workers", LIMIT)
+
+
+def test_a_launcher_that_has_lived_is_replaced(
+    nursery: WorkerNursery, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "LAUNCHER_GRACE", 0.0)
+    worker = nursery.started()
+    nursery.supervisor.take()
+    (spare,) = nursery.until_spares_serve(1, worker)
+    before = launcher_of(worker).pid
+    os.kill(before, signal.SIGKILL)
+    nursery.until(lambda: "reaped" in owner.of(worker), "the end of its workers")
+    (other,) = nursery.until_spares_serve(1)
+    assert other is not spare and launcher_of(other).pid != before
+    assert not nursery.fatal and not psutil.pid_exists(before)
+    assert nursery.supervisor.take() is other
+
+
+# --- close ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["warm", "starting", "dying", "unstarted"])
+def test_close_leaves_nothing(nursery: WorkerNursery, when: str) -> None:
+    others = children()
+    before = open_files()
+    if when == "starting":
+        task = nursery.start()
+        nursery.until(lambda: nursery.supervisor.workers()[0].pid, "a process")
+        task.cancel()
+    elif when != "unstarted":
+        worker = nursery.started()
+        nursery.supervisor.take()
+        nursery.until_spares_serve(1, worker)
+        if when == "dying":
+            os.kill(worker.pid, signal.SIGKILL)
+    pids = children() - others
+    if when != "unstarted":
+        assert len(pids) >= 2 and open_files() > before
+    nursery.supervisor.close()
+    assert not {pid for pid in pids if psutil.pid_exists(pid)}
+    assert nursery.supervisor.workers() == []
+    wait_until(lambda: open_files() <= before, "that all files are closed", LIMIT)
