@@ -272,7 +272,7 @@ def test_the_display_answers_late(machine: Machine, question: GpuCommand, good: 
     assert queue.enable_interrupt()
     interrupts = queue.interrupts
     machine.display.answers.pop()()
-    assert select.select([queue.call_fd], [], [], LIMIT)[0]  # nothing but the answer makes the plane tell the guest
+    assert select.select([queue.call_fd], [], [], LIMIT)[0]  # the guest is told, and does not poll
     queue.clear_interrupt()
     assert queue.interrupts == interrupts + 1
     assert machine.rig.gpu.wait(pending).type == good

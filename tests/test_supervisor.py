@@ -205,9 +205,14 @@ def test_an_exit_gives_the_wait_status(nursery: WorkerNursery, owner: Owner) -> 
     assert worker.wait_status == 0
 
 
-def test_a_worker_that_refuses_a_record_says_why_before_it_ends(nursery: WorkerNursery, owner: Owner) -> None:
+@pytest.mark.parametrize("heard", ["in time", "with its end"])
+def test_a_worker_that_refuses_a_record_says_why_before_it_ends(
+    nursery: WorkerNursery, owner: Owner, heard: str
+) -> None:
     worker = nursery.started()
     nursery.supervisor.take()
+    if heard == "with its end":
+        nursery.driver.loop.remove_reader(worker.channel)
     nursery.plane.send(worker.lane, NOT_A_MESSAGE)
     nursery.until(lambda: "reaped" in owner.of(worker), "its burial")
     assert worker.wait_status is not None and os.waitstatus_to_exitcode(worker.wait_status) == 3
