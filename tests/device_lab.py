@@ -26,6 +26,7 @@ LIMIT = 30.0
 """Seconds after which something awaited is taken for never coming."""
 
 SPARES = 1
+LOOKS = 6  # at as many descriptors as before, one poll of wait_until apart
 OPTIONS = [f"--spares={SPARES}"]
 _SPARE = "isorend: spare"
 _LAUNCHER = "isorend: launcher"
@@ -137,12 +138,21 @@ class DeviceLab:
         return Footprint(_fds(self.pid), _fds(launcher), len(processes))
 
     def wait_until_idle(self) -> Footprint:
-        """Until no context is left and the spares are there again; what is held then."""
-        until(
-            lambda: not self.workers() and len(self.spares()) == SPARES and len(self.processes()) == 2 + SPARES,
-            "an idle service",
-        )
-        return self.footprint()
+        """Until no context is left, the spares are there again and nobody opens or closes any more; what is held then.
+
+        A spare is there before its start has ended: descriptors of it are still on their way between three processes.
+        """
+        looks: list[Footprint] = []
+
+        def settled() -> bool:
+            if self.workers() or len(self.spares()) != SPARES or len(self.processes()) != 2 + SPARES:
+                looks.clear()
+                return False
+            looks.append(self.footprint())
+            return len(looks) >= LOOKS and len(set(looks[-LOOKS:])) == 1
+
+        until(settled, "an idle service")
+        return looks[-1]
 
     def wait_for_footprint(self, wanted: Footprint) -> None:
         """Until nothing is held that was not before. AssertionError names what is."""

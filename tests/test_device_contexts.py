@@ -169,8 +169,8 @@ def test_resources_outlive_the_worker(lab: DeviceLab, vmm: FakeVmm) -> None:
 
 def test_idle_worker_killed(lab: DeviceLab, vmm: FakeVmm) -> None:
     idle = vmm.gpu.create_context("idle")
-    lab.kill(lab.worker_of(idle.ctx_id).pid, signal.SIGSEGV)
-    until(lambda: blame(lab, "idle", "killed by SIGSEGV"), "a blame")
+    lab.kill(lab.worker_of(idle.ctx_id).pid, signal.SIGABRT)
+    until(lambda: blame(lab, "idle", "killed by SIGABRT"), "a blame")
     assert vmm.gpu.submit_3d(idle.ctx_id, b"").type == Resp.ERR_UNSPEC
     idle.destroy()
 
