@@ -71,7 +71,6 @@ class GpuDevice:
         self._plane = plane
         self._contexts = contexts
         self._size = size
-        self._channel: BackendChannel | None = None
         self._rings = [Ring() for _ in range(NUM_QUEUES)]
         self._features = 0
         self._config = ConfigSpace(NUM_SCANOUTS, len(capsets))
@@ -240,7 +239,7 @@ class GpuDevice:
     # ---- sockets back to the front end
 
     def set_backend_channel(self, channel: BackendChannel) -> None:
-        self._channel = channel
+        """Nothing is asked of the front end so far."""
 
     def gpu_set_socket(self, sock: socket.socket) -> None:
         link = DisplayLink(

@@ -34,7 +34,6 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 HEADER: Final = struct.Struct("<IIQIB3x")  # type, flags, fence_id, ctx_id, ring_idx
 MEM_ENTRY_BYTES: Final = 16  # struct virtio_gpu_mem_entry
 
-_MEM_ENTRY: Final = struct.Struct("<QI4x")
 _DISPLAY_ONE: Final = struct.Struct("<6I")  # rect, enabled, flags
 DISPLAY_INFO_BYTES: Final = HEADER.size + MAX_SCANOUTS * _DISPLAY_ONE.size
 EDID_RESPONSE_BYTES: Final = HEADER.size + 8 + EDID_MAX_BYTES
@@ -327,14 +326,6 @@ def decode(command: Buffer) -> GuestCommand:
     if len(body) < codec.layout.size:
         raise GuestError(ResponseType.ERR_UNSPEC, f"{CommandType(header.type).name} of {len(view)} bytes is too short")
     return codec.build(header, codec.layout.unpack_from(body), body[codec.layout.size :])
-
-
-def decode_mem_entries(entries: Buffer) -> list[tuple[int, int]]:
-    """(guest physical address, length in bytes) of each struct virtio_gpu_mem_entry; a rest of less than 16 bytes is
-    ignored.
-    """
-    whole = len(entries) - len(entries) % MEM_ENTRY_BYTES
-    return [(addr, length) for addr, length in _MEM_ENTRY.iter_unpack(entries[:whole])]
 
 
 def display_info_body(modes: Sequence[DisplayMode]) -> bytes:

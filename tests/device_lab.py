@@ -154,6 +154,15 @@ class DeviceLab:
         until(settled, "an idle service")
         return looks[-1]
 
+    @contextmanager
+    def guest(self) -> Iterator[FakeVmm]:
+        """A VM; once it has left, the service goes on and holds what it held before."""
+        before = self.wait_until_idle()
+        with self.vmm() as vmm:
+            yield vmm
+        self.check_running()
+        self.wait_for_footprint(before)
+
     def wait_for_footprint(self, wanted: Footprint) -> None:
         """Until nothing is held that was not before. AssertionError names what is."""
         try:

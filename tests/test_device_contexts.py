@@ -43,11 +43,8 @@ def null_lab(start_service: StartService) -> Iterator[DeviceLab]:
 @pytest.fixture
 def vmm(lab: DeviceLab) -> Iterator[FakeVmm]:
     """A VM; afterwards the service holds what it held before."""
-    before = lab.wait_until_idle()
-    with lab.vmm() as vmm:
+    with lab.guest() as vmm:
         yield vmm
-    lab.check_running()
-    lab.wait_for_footprint(before)
 
 
 @pytest.fixture

@@ -29,11 +29,8 @@ def lab(start_service: StartService) -> Iterator[DeviceLab]:
 
 @pytest.fixture
 def vmm(lab: DeviceLab) -> Iterator[FakeVmm]:
-    before = lab.wait_until_idle()
-    with lab.vmm() as vmm:
+    with lab.guest() as vmm:
         yield vmm
-    lab.check_running()
-    lab.wait_for_footprint(before)
 
 
 # --- stopping -------------------------------------------------------------------------------------------------------
