@@ -222,6 +222,9 @@ class Dispatcher:
         except OSError as error:
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
         self._plane.set_resource(resource.resource_id, self._texture_of(resource))
+        assert resource.shadow is not None  # a guest-only resource has one
+        with resource.shadow.view() as pixels:
+            self._plane.set_picture(resource.resource_id, command.width, command.height, pixels)
         return OK
 
     def _create_3d(self, command: wire.ResourceCreate3D, _request: int) -> Outcome:
@@ -240,6 +243,8 @@ class Dispatcher:
         self._require(Feature.VIRGL)
         resource = self._table.create_3d(command.resource_id, v1)
         self._plane.set_resource(resource.resource_id, v1)
+        if resource.image is not None:
+            self._plane.set_picture(resource.resource_id, resource.image.width, resource.image.height, None)
         return OK
 
     @staticmethod
@@ -290,6 +295,7 @@ class Dispatcher:
         return Done(ResponseType.OK_RESOURCE_UUID, resource.assign_uuid().bytes)
 
     def _transfer_to_host_2d(self, command: wire.TransferToHost2D, _request: int) -> Outcome:
+        """What the plane left to us: a large one, copied without its lock, or one with something wrong."""
         resource = self._table.get(command.resource_id)
         if resource.shadow is None or resource.image is None:
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"resource {resource.resource_id} is not 2D")
@@ -312,7 +318,13 @@ class Dispatcher:
             self._scanouts.show(command.scanout_id, self._table.get(command.resource_id), command.rect)
         return OK
 
+    def damaged(self, resource_id: int, rect: Rect) -> None:
+        """The plane answered flushes of a picture that is shown."""
+        if resource_id in self._table:
+            self._scanouts.flush(self._table.get(resource_id), wire.Rect(rect.x, rect.y, rect.width, rect.height))
+
     def _flush(self, command: wire.ResourceFlush, _request: int) -> Outcome:
+        """What the plane left to us: a picture that is shown and lives in a worker, or one with something wrong."""
         resource = self._table.get(command.resource_id)
         image = resource.image
         if image is None or not command.rect.within(image.width, image.height):

@@ -137,10 +137,14 @@ class Readbacks:
 class Scanouts:
     """All scanouts of the device, and its cursors."""
 
-    def __init__(self, display: Display, count: int, readbacks: Readbacks) -> None:
+    def __init__(
+        self, display: Display, count: int, readbacks: Readbacks, set_shown: Callable[[int, bool], None]
+    ) -> None:
+        """`set_shown` is told which resources are shown on a scanout (Plane.set_shown)."""
         self._display = display
         self._count = count
         self._readbacks = readbacks
+        self._set_shown = set_shown
         self._scanouts: dict[int, Scanout] = {}
         self._cursors: dict[int, CursorState] = {}
 
@@ -169,6 +173,7 @@ class Scanouts:
         if resource.image is None or not rect.within(resource.image.width, resource.image.height):
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"{rect} of resource {resource.resource_id}")
         scanout = self._scanouts.get(scanout_id)
+        before = scanout.resource if scanout is not None else None
         if scanout is not None and (scanout.rect.width, scanout.rect.height) == (rect.width, rect.height):
             # A page flip: the display keeps its surface, and the flush that follows brings the pixels. What is being
             # fetched is shown still, or a guest that flips faster than we fetch would never see anything.
@@ -177,11 +182,20 @@ class Scanouts:
         else:
             self._scanouts[scanout_id] = Scanout(resource, rect)
             self._display.set_scanout(scanout_id, rect.width, rect.height)
+        self._set_shown(resource.resource_id, True)
+        self._no_longer(before)
 
     def disable(self, scanout_id: int) -> None:
         """SET_SCANOUT with resource 0."""
-        if self._scanouts.pop(scanout_id, None) is not None:
+        scanout = self._scanouts.pop(scanout_id, None)
+        if scanout is not None:
             self._display.disable_scanout(scanout_id)
+            self._no_longer(scanout.resource)
+
+    def _no_longer(self, resource: Resource | None) -> None:
+        """A scanout has stopped showing it; another may go on."""
+        if resource is not None and all(scanout.resource is not resource for scanout in self._scanouts.values()):
+            self._set_shown(resource.resource_id, False)
 
     def flush(self, resource: Resource, rect: Rect) -> None:
         """RESOURCE_FLUSH: the rectangle of the resource has new contents, wherever it is shown."""

@@ -16,7 +16,7 @@ from native.cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, 
 
 SOURCES = (
     *("backing.c", "commands.c", "guestmem.c", "idmap.c", "lane.c", "lanes.c"),
-    *("pixels.c", "plane.c", "plane_setup.c", "queues.c", "texture.c", "virtqueue.c"),
+    *("pictures.c", "pixels.c", "plane.c", "plane_setup.c", "queues.c", "texture.c", "virtqueue.c"),
 )
 
 

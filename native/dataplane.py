@@ -249,7 +249,15 @@ class QueueBroken:
     queue: int
 
 
-Event = Command | WorkDone | LaneBroken | QueueBroken
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A picture that is shown was flushed: the smallest rectangle around all flushes since the last such event."""
+
+    resource_id: int
+    rect: Rect
+
+
+Event = Command | WorkDone | LaneBroken | QueueBroken | Damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +380,9 @@ class Plane:
                 return LaneBroken(event.lane)
             if kind == lib.ISO_EVENT_QUEUE_BROKEN:
                 return QueueBroken(event.queue)
+            if kind == lib.ISO_EVENT_DAMAGE:
+                damage = event.damage
+                return Damage(event.resource, Rect(damage.x, damage.y, damage.width, damage.height))
         if self._capacity > COMMAND_BUFFER:
             self._buffer = ffi.new("uint8_t[]", COMMAND_BUFFER)
             self._capacity = COMMAND_BUFFER
@@ -445,6 +456,23 @@ class Plane:
     def set_resource(self, resource_id: int, texture: Texture) -> None:
         """Raises OSError (EEXIST, ENOMEM)."""
         _check(lib.iso_plane_resource_set(self._handle, resource_id, texture.struct()), f"resource {resource_id}")
+
+    def set_picture(self, resource_id: int, width: int, height: int, pixels: memoryview | None) -> None:
+        """The resource is a picture; `pixels` is its shadow, rows of four-byte pixels packed, which has to stay until
+        remove_resource(), or None if the picture is in a worker. Raises OSError (ENOENT), ValueError (too few bytes).
+        """
+        address = ffi.NULL
+        if pixels is not None:
+            if len(pixels) < 4 * width * height:
+                raise ValueError("fewer pixels than the picture has")
+            with ffi.from_buffer("uint8_t[]", pixels, require_writable=True) as buffer:
+                address = ffi.cast("uint8_t *", buffer)
+        code = lib.iso_plane_resource_picture(self._handle, resource_id, width, height, address)
+        _check(code, f"resource {resource_id}")
+
+    def set_shown(self, resource_id: int, shown: bool) -> None:
+        """Whether a scanout shows it: its flushes then come as Damage."""
+        lib.iso_plane_resource_shown(self._handle, resource_id, shown)
 
     def set_backing(self, resource_id: int, backing: Backing | None) -> None:
         """Raises OSError (ENOENT)."""

@@ -17,6 +17,7 @@
 #define ISO_EVENT_WORK_DONE ...
 #define ISO_EVENT_LANE_BROKEN ...
 #define ISO_EVENT_QUEUE_BROKEN ...
+#define ISO_EVENT_DAMAGE ...
 
 struct iso_guestmem;
 struct iso_guestmem *iso_guestmem_new(void);
@@ -59,8 +60,12 @@ struct iso_lane {
 };
 struct iso_lane *iso_lane_new(uint32_t id, int ring_fd, int staging_fd, uint64_t staging_bytes, int doorbell_out, int doorbell_in);
 
+struct iso_rect {
+    uint32_t x, y, width, height;
+};
 struct iso_event {
-    uint32_t kind, queue, lane, status;
+    uint32_t kind, queue, lane, status, resource;
+    struct iso_rect damage;
     uint64_t request, token, staging_offset, len;
 };
 struct iso_plane_stats {
@@ -104,5 +109,7 @@ int iso_plane_resource_set(struct iso_plane *plane, uint32_t resource_id, const 
 int iso_plane_resource_backing(struct iso_plane *plane, uint32_t resource_id, struct iso_backing *backing);
 int iso_plane_resource_attach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);
 void iso_plane_resource_detach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);
+int iso_plane_resource_picture(struct iso_plane *plane, uint32_t resource_id, uint32_t width, uint32_t height, uint8_t *pixels);
+void iso_plane_resource_shown(struct iso_plane *plane, uint32_t resource_id, bool shown);
 void iso_plane_resource_remove(struct iso_plane *plane, uint32_t resource_id);
 void iso_plane_get_stats(struct iso_plane *plane, struct iso_plane_stats *out);

@@ -1,8 +1,9 @@
 """Our copy of a 2D resource's pixels.
 
 Without udmabuf the guest's scattered pages cannot become one piece of memory, so TRANSFER_TO_HOST_2D copies the rows it
-names into a shadow. That is also what makes the command atomic: what is shown is what the guest had there at the
-transfer.
+names into a shadow: the plane does so for small rectangles, fill() for large ones. What is shown is what the guest had
+there at its transfers; a transfer that comes while the display is being told may be seen in part, and its own flush
+brings the rest.
 """
 
 import mmap
@@ -33,6 +34,10 @@ class Shadow:
                 return backing.read_rows(memory, rows, target, self.stride)
             finally:
                 target.release()
+
+    def view(self) -> memoryview:
+        """The pixels themselves; to be released before close()."""
+        return memoryview(self._pixels)
 
     def to_xrgb(self, format: int, rect: Rect) -> bytearray:
         """The rectangle as packed x8r8g8b8. Raises ValueError outside of the picture or for an unknown format."""

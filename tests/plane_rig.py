@@ -189,6 +189,16 @@ class PlaneRig:
                 raise TimeoutError(what)
             self.pump()
 
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        """Pump and reap until the condition holds; for what the plane answers without Python."""
+        deadline = time.monotonic() + LIMIT
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(what)
+            select.select([self.plane], [], [], 0.01)
+            self.pump()
+            self.gpu.reap()
+
     def answer_commands(self, response: int = OK_NODATA) -> None:
         """What Python does with commands here: nothing, successfully."""
         for event in self.pump():

@@ -80,7 +80,7 @@ def readbacks() -> PlayedReadbacks:
 
 @pytest.fixture
 def scanouts(display: RecordingDisplay, readbacks: PlayedReadbacks) -> Scanouts:
-    return Scanouts(display, 1, readbacks)  # type: ignore[arg-type]
+    return Scanouts(display, 1, readbacks, lambda _resource_id, _shown: None)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
-/* The commands that never see Python: SUBMIT_3D and the 3D transfers (virtio 1.3, 5.7.6.9). */
+/* The commands that the plane does itself; SUBMIT_3D and the 3D transfers (virtio 1.3, 5.7.6.9) never see Python. */
 #include "plane_state.h"
 
 enum {
+    CMD_RESOURCE_FLUSH = 0x0104,
+    CMD_TRANSFER_TO_HOST_2D = 0x0105,
     CMD_TRANSFER_TO_HOST_3D = 0x0205,
     CMD_TRANSFER_FROM_HOST_3D = 0x0206,
     CMD_SUBMIT_3D = 0x0207,
@@ -25,7 +27,16 @@ _Static_assert(sizeof(struct cmd_transfer_3d) == 72, "struct virtio_gpu_transfer
 
 bool iso_command_is_fast(uint32_t type)
 {
-    return type == CMD_SUBMIT_3D || type == CMD_TRANSFER_TO_HOST_3D || type == CMD_TRANSFER_FROM_HOST_3D;
+    switch (type) {
+    case CMD_SUBMIT_3D:
+    case CMD_TRANSFER_TO_HOST_3D:
+    case CMD_TRANSFER_FROM_HOST_3D:
+    case CMD_TRANSFER_TO_HOST_2D:
+    case CMD_RESOURCE_FLUSH:
+        return true;
+    default:
+        return false;
+    }
 }
 
 static void fail(struct iso_plane *plane, struct iso_request *request, uint32_t type)
@@ -111,7 +122,7 @@ static void transfer(struct iso_plane *plane, struct iso_request *request, struc
     iso_lane_route(plane, lane, &request->work);
 }
 
-void iso_command_run(struct iso_plane *plane, struct iso_request *request)
+static void run_3d(struct iso_plane *plane, struct iso_request *request)
 {
     struct iso_lane *lane = iso_idmap_get(&plane->contexts, request->hdr.ctx_id);
     if (!lane)
@@ -124,4 +135,17 @@ void iso_command_run(struct iso_plane *plane, struct iso_request *request)
         submit(plane, request, lane);
     else
         transfer(plane, request, lane);
+}
+
+bool iso_command_run(struct iso_plane *plane, struct iso_request *request)
+{
+    switch (request->hdr.type) {
+    case CMD_TRANSFER_TO_HOST_2D:
+        return iso_picture_transfer(plane, request);
+    case CMD_RESOURCE_FLUSH:
+        return iso_picture_flush(plane, request);
+    default:
+        run_3d(plane, request);
+        return true;
+    }
 }

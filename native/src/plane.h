@@ -3,7 +3,8 @@
  * the interpreter's lock.
  *
  * The one way of a command: the plane takes a chain from a queue and copies its header. SUBMIT_3D and TRANSFER_*_3D it
- * checks and places on the context's lane itself. Everything else it hands to Python in order. It does not go past a
+ * checks and places on the context's lane itself; what 2D guests send all day (TRANSFER_TO_HOST_2D and RESOURCE_FLUSH) it
+ * does itself when that is short and nothing is wrong with it. Everything else it hands to Python in order. It does not go past a
  * command that Python has yet to place: a submit behind such commands waits (`stalled`) until Python has asked for the next
  * command and there was none. So the order of the queue is the order in which things reach a context.
  *
@@ -27,10 +28,16 @@ enum iso_event_kind {
     ISO_EVENT_WORK_DONE,    /* lane, token, status; for a readback staging_offset and len */
     ISO_EVENT_LANE_BROKEN,  /* lane: its worker broke the rules of the ring */
     ISO_EVENT_QUEUE_BROKEN, /* queue: the driver's available index is impossible */
+    ISO_EVENT_DAMAGE,       /* resource, damage: flushed since the last such event of that picture */
+};
+
+struct iso_rect {
+    uint32_t x, y, width, height;
 };
 
 struct iso_event {
-    uint32_t kind, queue, lane, status;
+    uint32_t kind, queue, lane, status, resource;
+    struct iso_rect damage;
     uint64_t request, token, staging_offset, len;
 };
 
@@ -121,6 +128,13 @@ int iso_plane_resource_set(struct iso_plane *plane, uint32_t resource_id, const 
 int iso_plane_resource_backing(struct iso_plane *plane, uint32_t resource_id, struct iso_backing *backing);
 int iso_plane_resource_attach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);
 void iso_plane_resource_detach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);
+/*
+ * The resource is a picture of width x height pixels of four bytes. `pixels` is its shadow, rows packed, valid until
+ * iso_plane_resource_remove(); NULL if the picture is in a worker. Returns 0 or -ENOENT.
+ */
+int iso_plane_resource_picture(struct iso_plane *plane, uint32_t resource_id, uint32_t width, uint32_t height, uint8_t *pixels);
+/* Whether a scanout shows it: flushes then become ISO_EVENT_DAMAGE. */
+void iso_plane_resource_shown(struct iso_plane *plane, uint32_t resource_id, bool shown);
 void iso_plane_resource_remove(struct iso_plane *plane, uint32_t resource_id);
 
 void iso_plane_get_stats(struct iso_plane *plane, struct iso_plane_stats *out);

@@ -254,6 +254,28 @@ void iso_plane_resource_detach(struct iso_plane *plane, uint32_t resource_id, ui
     pthread_mutex_unlock(&plane->lock);
 }
 
+int iso_plane_resource_picture(struct iso_plane *plane, uint32_t resource_id, uint32_t width, uint32_t height, uint8_t *pixels)
+{
+    pthread_mutex_lock(&plane->lock);
+    struct iso_resource *resource = iso_idmap_get(&plane->resources, resource_id);
+    if (resource) {
+        resource->width = width;
+        resource->height = height;
+        resource->pixels = pixels;
+    }
+    pthread_mutex_unlock(&plane->lock);
+    return resource ? 0 : -ENOENT;
+}
+
+void iso_plane_resource_shown(struct iso_plane *plane, uint32_t resource_id, bool shown)
+{
+    pthread_mutex_lock(&plane->lock);
+    struct iso_resource *resource = iso_idmap_get(&plane->resources, resource_id);
+    if (resource)
+        resource->shown = shown;
+    pthread_mutex_unlock(&plane->lock);
+}
+
 void iso_plane_resource_remove(struct iso_plane *plane, uint32_t resource_id)
 {
     pthread_mutex_lock(&plane->lock);

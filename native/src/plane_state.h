@@ -23,6 +23,10 @@ struct iso_resource {
     struct iso_backing *backing;
     uint32_t ctx_count, ctx_capacity;
     uint32_t *ctx_ids; /* the contexts it is attached to */
+    uint32_t width, height; /* of the picture; 0: it is none */
+    uint8_t *pixels;        /* the picture's shadow, or NULL */
+    bool shown;
+    struct iso_rect damage; /* flushed and not yet told; width 0: none. While there is some, an event is under way. */
 };
 
 struct iso_event_node {
@@ -66,7 +70,11 @@ void iso_request_answer(struct iso_plane *plane, struct iso_request *request, ui
 
 /* commands.c */
 bool iso_command_is_fast(uint32_t type);
-void iso_command_run(struct iso_plane *plane, struct iso_request *request);
+bool iso_command_run(struct iso_plane *plane, struct iso_request *request); /* false: Python has to do it */
+
+/* pictures.c: the same for the 2D commands */
+bool iso_picture_transfer(struct iso_plane *plane, struct iso_request *request);
+bool iso_picture_flush(struct iso_plane *plane, struct iso_request *request);
 
 /* lanes.c */
 void iso_lane_route(struct iso_plane *plane, struct iso_lane *lane, struct iso_work *work);

@@ -138,6 +138,13 @@ static void hand_to_python(struct iso_plane *plane, struct iso_request *request)
     iso_plane_tell_python(plane);
 }
 
+/* One of the plane's own commands, with nothing before it that Python has yet to place. */
+static void run_here(struct iso_plane *plane, struct iso_request *request)
+{
+    if (!iso_command_run(plane, request))
+        hand_to_python(plane, request);
+}
+
 /* Puts a popped request on its way. False: it has to wait for Python, and so does everything behind it. */
 static bool admit(struct iso_plane *plane, struct iso_queue *queue, struct iso_request *request)
 {
@@ -150,7 +157,7 @@ static bool admit(struct iso_plane *plane, struct iso_queue *queue, struct iso_r
         queue->stalled = request;
         return false;
     } else
-        iso_command_run(plane, request);
+        run_here(plane, request);
     return true;
 }
 
@@ -211,7 +218,7 @@ bool iso_queue_drain(struct iso_plane *plane, uint32_t index)
             return false;
         struct iso_request *request = queue->stalled;
         queue->stalled = NULL;
-        iso_command_run(plane, request);
+        run_here(plane, request);
     }
     if (!iso_vq_ready(&queue->vq) || !plane->mem)
         return false;
