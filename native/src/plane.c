@@ -16,8 +16,9 @@ int iso_plane_listen(struct iso_plane *plane, int fd, enum iso_source source, ui
     if (source == ISO_SOURCE_NONE)
         return epoll_ctl(plane->epoll_fd, EPOLL_CTL_DEL, fd, NULL) ? -errno : 0;
     /* A lane's doorbell is never read: a worker shares the file, could make it blocking and take the count away between
-     * our look and our read, and we would sleep with the lock held. Every ring of it is an edge. */
-    uint32_t edge = source == ISO_SOURCE_LANE ? EPOLLET : 0;
+     * our look and our read, and we would sleep with the lock held. Nor is a kick, which would cost a system call for each.
+     * Every ring of them is an edge. */
+    uint32_t edge = source == ISO_SOURCE_WAKE ? 0 : EPOLLET;
     struct epoll_event event = {.events = EPOLLIN | edge, .data.u64 = (uint64_t)source << 32 | number};
     return epoll_ctl(plane->epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
 }
@@ -52,8 +53,6 @@ static void on_source(struct iso_plane *plane, uint64_t data)
         hush(plane->wake_fd);
         break;
     case ISO_SOURCE_KICK:
-        if (plane->queues[number].vq.kick_fd >= 0)
-            hush(plane->queues[number].vq.kick_fd);
         plane->stats.kicks++;
         break;
     case ISO_SOURCE_LANE:
