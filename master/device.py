@@ -21,7 +21,7 @@ from master.scanout import Readbacks, Scanouts
 from master.vhost_user import BackendChannel
 from master.vhost_user_messages import MemoryRegion, ProtocolFeature, VringAddress
 from master.virtio_gpu import NUM_QUEUES, Feature, RingFeature
-from native.dataplane import Command, Damage, Event, GuestMemory, LaneBroken, Plane, QueueBroken, WorkDone
+from native.dataplane import Command, Event, GuestMemory, LaneBroken, Plane, QueueBroken, WorkDone
 from native.owned_fd import OwnedFd
 from resource_table import ResourceTable
 
@@ -75,7 +75,7 @@ class GpuDevice:
         self._features = 0
         self._config = ConfigSpace(NUM_SCANOUTS, len(capsets))
         self._readbacks = Readbacks(plane, contexts)
-        self._scanouts = Scanouts(Headless(*size), NUM_SCANOUTS, self._readbacks, plane.set_shown)
+        self._scanouts = Scanouts(Headless(*size), NUM_SCANOUTS, self._readbacks, plane)
         self._dispatcher = Dispatcher(plane, table, contexts, self._scanouts, capsets)
         self._offered = OFFERED if capsets else OFFERED & ~Feature.VIRGL
         self._closed = False
@@ -87,9 +87,11 @@ class GpuDevice:
         for _ in range(EVENTS_AT_ONCE):
             event = self._plane.take()
             if event is None:
-                return
+                break
             self._handle(event)
-        self._plane.flush()
+        else:
+            self._plane.flush()
+        self._scanouts.settle()
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Command):
@@ -97,8 +99,6 @@ class GpuDevice:
         elif isinstance(event, WorkDone):
             if not self._contexts.work_done(event.token, event.status):
                 self._readbacks.work_done(event)
-        elif isinstance(event, Damage):
-            self._dispatcher.damaged(event.resource_id, event.rect)
         elif isinstance(event, LaneBroken):
             self._contexts.lane_broken(event.lane)
         elif isinstance(event, QueueBroken):

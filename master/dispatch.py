@@ -318,11 +318,6 @@ class Dispatcher:
             self._scanouts.show(command.scanout_id, self._table.get(command.resource_id), command.rect)
         return OK
 
-    def damaged(self, resource_id: int, rect: Rect) -> None:
-        """The plane answered flushes of a picture that is shown."""
-        if resource_id in self._table:
-            self._scanouts.flush(self._table.get(resource_id), wire.Rect(rect.x, rect.y, rect.width, rect.height))
-
     def _flush(self, command: wire.ResourceFlush, _request: int) -> Outcome:
         """What the plane left to us: a picture that is shown and lives in a worker, or one with something wrong."""
         resource = self._table.get(command.resource_id)

@@ -9,6 +9,7 @@ display keeps the last picture.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from master.contexts import Contexts
 from master.display import Display
@@ -76,6 +77,16 @@ class CursorState:
     at: tuple[int, int]
 
 
+class Pictures(Protocol):
+    """Who answers flushes of what has a shadow: the plane."""
+
+    def show(self, scanout: int, resource_id: int, part: dataplane.Rect) -> None:
+        """The scanout shows this part of the resource; resource 0: nothing."""
+
+    def take_damage(self, scanout: int) -> dataplane.Rect | None:
+        """What was flushed since the last call, in the scanout's coordinates."""
+
+
 class Readbacks:
     """Pixels of resources that live in workers."""
 
@@ -100,7 +111,7 @@ class Readbacks:
         token = self._contexts.new_token()
         box = dataplane.Rect(rect.x, rect.y, rect.width, rect.height)
         try:
-            self._plane.readback(context.worker.lane, token, resource.resource_id, resource.v1, box)
+            self._plane.readback(context.worker.lane, context.ctx_id, token, resource.resource_id, resource.v1, box)
         except OSError as error:
             log.warning("%s: resource %d cannot be read back: %s", context, resource.resource_id, error)
             return False
@@ -137,14 +148,11 @@ class Readbacks:
 class Scanouts:
     """All scanouts of the device, and its cursors."""
 
-    def __init__(
-        self, display: Display, count: int, readbacks: Readbacks, set_shown: Callable[[int, bool], None]
-    ) -> None:
-        """`set_shown` is told which resources are shown on a scanout (Plane.set_shown)."""
+    def __init__(self, display: Display, count: int, readbacks: Readbacks, pictures: Pictures) -> None:
         self._display = display
         self._count = count
         self._readbacks = readbacks
-        self._set_shown = set_shown
+        self._pictures = pictures
         self._scanouts: dict[int, Scanout] = {}
         self._cursors: dict[int, CursorState] = {}
 
@@ -173,7 +181,6 @@ class Scanouts:
         if resource.image is None or not rect.within(resource.image.width, resource.image.height):
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"{rect} of resource {resource.resource_id}")
         scanout = self._scanouts.get(scanout_id)
-        before = scanout.resource if scanout is not None else None
         if scanout is not None and (scanout.rect.width, scanout.rect.height) == (rect.width, rect.height):
             # A page flip: the display keeps its surface, and the flush that follows brings the pixels. What is being
             # fetched is shown still, or a guest that flips faster than we fetch would never see anything.
@@ -182,20 +189,13 @@ class Scanouts:
         else:
             self._scanouts[scanout_id] = Scanout(resource, rect)
             self._display.set_scanout(scanout_id, rect.width, rect.height)
-        self._set_shown(resource.resource_id, True)
-        self._no_longer(before)
+        self._pictures.show(scanout_id, resource.resource_id, dataplane.Rect(rect.x, rect.y, rect.width, rect.height))
 
     def disable(self, scanout_id: int) -> None:
         """SET_SCANOUT with resource 0."""
-        scanout = self._scanouts.pop(scanout_id, None)
-        if scanout is not None:
+        if self._scanouts.pop(scanout_id, None) is not None:
             self._display.disable_scanout(scanout_id)
-            self._no_longer(scanout.resource)
-
-    def _no_longer(self, resource: Resource | None) -> None:
-        """A scanout has stopped showing it; another may go on."""
-        if resource is not None and all(scanout.resource is not resource for scanout in self._scanouts.values()):
-            self._set_shown(resource.resource_id, False)
+            self._pictures.show(scanout_id, 0, dataplane.Rect(0, 0, 0, 0))
 
     def flush(self, resource: Resource, rect: Rect) -> None:
         """RESOURCE_FLUSH: the rectangle of the resource has new contents, wherever it is shown."""
@@ -208,6 +208,20 @@ class Scanouts:
             inside = Rect(visible.x - scanout.rect.x, visible.y - scanout.rect.y, visible.width, visible.height)
             scanout.damage = union(scanout.damage, inside)
             self.pump(scanout_id)
+
+    def settle(self) -> None:
+        """Sends what has gathered from the flushes that the plane answered itself."""
+        for scanout_id, scanout in list(self._scanouts.items()):
+            damage = self._pictures.take_damage(scanout_id)
+            if damage is None:
+                continue
+            inside = intersection(
+                Rect(damage.x, damage.y, damage.width, damage.height),
+                Rect(0, 0, scanout.rect.width, scanout.rect.height),
+            )
+            if inside is not None:
+                scanout.damage = union(scanout.damage, inside)
+                self.pump(scanout_id)
 
     def forget(self, resource: Resource) -> None:
         """The resource goes away: scanouts that show it are disabled."""

@@ -6,7 +6,7 @@ Sizes, offsets and strides are in bytes. The C headers (native/src/plane.h first
 
 import errno
 import os
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -158,7 +158,8 @@ class Texture:
 
     def struct(self) -> Any:
         """As struct iso_texture."""
-        return ffi.new("struct iso_texture *", astuple(self))
+        values = (self.target, self.format, self.bind, self.width, self.height, self.depth)
+        return ffi.new("struct iso_texture *", (*values, self.array_size, self.last_level, self.nr_samples, self.flags))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,15 +250,7 @@ class QueueBroken:
     queue: int
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A picture that is shown was flushed: the smallest rectangle around all flushes since the last such event."""
-
-    resource_id: int
-    rect: Rect
-
-
-Event = Command | WorkDone | LaneBroken | QueueBroken | Damage
+Event = Command | WorkDone | LaneBroken | QueueBroken
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +292,7 @@ class Plane:
         if self._handle == ffi.NULL:
             raise MemoryError
         self._event: Any = ffi.new("struct iso_event *")
+        self._rect: Any = ffi.new("struct iso_rect *")
         self._buffer = ffi.new("uint8_t[]", COMMAND_BUFFER)
         self._capacity = COMMAND_BUFFER
 
@@ -380,9 +374,6 @@ class Plane:
                 return LaneBroken(event.lane)
             if kind == lib.ISO_EVENT_QUEUE_BROKEN:
                 return QueueBroken(event.queue)
-            if kind == lib.ISO_EVENT_DAMAGE:
-                damage = event.damage
-                return Damage(event.resource, Rect(damage.x, damage.y, damage.width, damage.height))
         if self._capacity > COMMAND_BUFFER:
             self._buffer = ffi.new("uint8_t[]", COMMAND_BUFFER)
             self._capacity = COMMAND_BUFFER
@@ -420,25 +411,30 @@ class Plane:
         lib.iso_plane_lane_lost(self._handle, lane.handle)
 
     def free_lane(self, lane: Lane) -> None:
-        """Loses and unmaps it. Its context, if not forgotten, is answered ERR_UNSPEC from then on."""
+        """Loses and unmaps it. Its contexts, if not forgotten, are answered ERR_UNSPEC from then on."""
         handle, lane.handle = lane.handle, ffi.NULL
         if handle != ffi.NULL:
             lib.iso_plane_lane_free(self._handle, handle)
 
-    def send(self, lane: Lane, data: bytes, flags: int = 0, token: int = 0) -> bool:
+    def send(self, lane: Lane, ctx_id: int, data: bytes, flags: int = 0, token: int = 0) -> bool:
         """Places a control message behind everything of the context. False if the lane is full, so that it waits.
 
         Raises BrokenPipeError if the worker is gone.
         """
-        return _check(lib.iso_plane_lane_send(self._handle, lane.handle, flags, token, data, len(data)), "lane") == 0
+        code = lib.iso_plane_lane_send(self._handle, lane.handle, ctx_id, flags, token, data, len(data))
+        return _check(code, "lane") == 0
 
-    def readback(self, lane: Lane, token: int, resource_id: int, texture: Texture, rect: Rect) -> None:
-        """Reads a rectangle of level 0 into staging memory, rows packed; WorkDone tells where; then release_readback().
+    def readback(
+        self, lane: Lane, ctx_id: int, token: int, resource_id: int, texture: Texture, rect: Rect
+    ) -> None:
+        """Reads a rectangle of level 0, as the context has it, into staging memory, rows packed.
+
+        WorkDone tells where; then release_readback().
 
         Raises OSError: EINVAL rectangle outside the resource, ENOSPC larger than staging memory, EPIPE worker gone.
         """
         box = ffi.new("struct iso_box *", (rect.x, rect.y, 0, rect.width, rect.height, 1))
-        code = lib.iso_plane_lane_readback(self._handle, lane.handle, token, resource_id, texture.struct(), box)
+        code = lib.iso_plane_lane_readback(self._handle, lane.handle, ctx_id, token, resource_id, texture.struct(), box)
         _check(code, "readback")
 
     def release_readback(self, lane: Lane, token: int) -> None:
@@ -470,9 +466,17 @@ class Plane:
         code = lib.iso_plane_resource_picture(self._handle, resource_id, width, height, address)
         _check(code, f"resource {resource_id}")
 
-    def set_shown(self, resource_id: int, shown: bool) -> None:
-        """Whether a scanout shows it: its flushes then come as Damage."""
-        lib.iso_plane_resource_shown(self._handle, resource_id, shown)
+    def show(self, scanout: int, resource_id: int, part: Rect) -> None:
+        """The scanout shows this part of the resource from now on; resource 0: nothing. Its damage stays."""
+        rect = self._rect
+        rect.x, rect.y, rect.width, rect.height = part.x, part.y, part.width, part.height
+        lib.iso_plane_scanout_show(self._handle, scanout, resource_id, rect)
+
+    def take_damage(self, scanout: int) -> Rect | None:
+        """The smallest rectangle around what was flushed since the last call, in pixels from the part's corner."""
+        if not lib.iso_plane_scanout_damage(self._handle, scanout, self._rect):
+            return None
+        return Rect(self._rect.x, self._rect.y, self._rect.width, self._rect.height)
 
     def set_backing(self, resource_id: int, backing: Backing | None) -> None:
         """Raises OSError (ENOENT)."""

@@ -17,7 +17,6 @@
 #define ISO_EVENT_WORK_DONE ...
 #define ISO_EVENT_LANE_BROKEN ...
 #define ISO_EVENT_QUEUE_BROKEN ...
-#define ISO_EVENT_DAMAGE ...
 
 struct iso_guestmem;
 struct iso_guestmem *iso_guestmem_new(void);
@@ -64,8 +63,7 @@ struct iso_rect {
     uint32_t x, y, width, height;
 };
 struct iso_event {
-    uint32_t kind, queue, lane, status, resource;
-    struct iso_rect damage;
+    uint32_t kind, queue, lane, status;
     uint64_t request, token, staging_offset, len;
 };
 struct iso_plane_stats {
@@ -99,10 +97,10 @@ int iso_plane_lane_bind(struct iso_plane *plane, struct iso_lane *lane, uint32_t
 void iso_plane_context_forget(struct iso_plane *plane, uint32_t ctx_id);
 void iso_plane_lane_lost(struct iso_plane *plane, struct iso_lane *lane);
 void iso_plane_lane_free(struct iso_plane *plane, struct iso_lane *lane);
-int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t flags, uint64_t token, const uint8_t *bytes,
-                        uint32_t len);
-int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint64_t token, uint32_t resource_id,
-                            const struct iso_texture *texture, const struct iso_box *box);
+int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id, uint32_t flags, uint64_t token,
+                        const uint8_t *bytes, uint32_t len);
+int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id, uint64_t token,
+                            uint32_t resource_id, const struct iso_texture *texture, const struct iso_box *box);
 void iso_plane_lane_release(struct iso_plane *plane, struct iso_lane *lane, uint64_t token);
 void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_progress *out);
 int iso_plane_resource_set(struct iso_plane *plane, uint32_t resource_id, const struct iso_texture *texture);
@@ -110,6 +108,7 @@ int iso_plane_resource_backing(struct iso_plane *plane, uint32_t resource_id, st
 int iso_plane_resource_attach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);
 void iso_plane_resource_detach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);
 int iso_plane_resource_picture(struct iso_plane *plane, uint32_t resource_id, uint32_t width, uint32_t height, uint8_t *pixels);
-void iso_plane_resource_shown(struct iso_plane *plane, uint32_t resource_id, bool shown);
+void iso_plane_scanout_show(struct iso_plane *plane, uint32_t scanout, uint32_t resource_id, const struct iso_rect *part);
+bool iso_plane_scanout_damage(struct iso_plane *plane, uint32_t scanout, struct iso_rect *damage);
 void iso_plane_resource_remove(struct iso_plane *plane, uint32_t resource_id);
 void iso_plane_get_stats(struct iso_plane *plane, struct iso_plane_stats *out);

@@ -10,6 +10,9 @@ import mmap
 
 from native.dataplane import Backing, GuestMemory, Rect, Rows, convert_to_xrgb
 
+_SMALL = 64 << 10
+"""Bytes up to which memory of the interpreter's is cheaper than a mapping of its own."""
+
 
 class Shadow:
     """Rows of four-byte pixels, tightly packed. The memory is anonymous and private to this process."""
@@ -19,7 +22,10 @@ class Shadow:
         self.width = width
         self.height = height
         self.stride = 4 * width
-        self._pixels = mmap.mmap(-1, self.stride * height, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        nbytes = self.stride * height
+        self._pixels: bytearray | mmap.mmap = (
+            bytearray(nbytes) if nbytes <= _SMALL else mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        )
 
     def fill(self, memory: GuestMemory, backing: Backing, rect: Rect, offset: int) -> bool:
         """Copies a rectangle out of guest memory.
@@ -46,4 +52,6 @@ class Shadow:
 
     def close(self) -> None:
         """Gives the memory back."""
-        self._pixels.close()
+        if isinstance(self._pixels, mmap.mmap):
+            self._pixels.close()
+        self._pixels = bytearray()

@@ -42,6 +42,7 @@ class Record(NamedTuple):
     flags: int
     ring_idx: int
     payload: bytes
+    ctx_id: int
 
 
 class Transfer(NamedTuple):
@@ -87,9 +88,9 @@ class PlayedWorker:
         if self.words[CMD_HEAD // 8] == self.tail:
             return None
         at = ring.RING_CMD_OFFSET + self.tail % ring.RING_CMD_BYTES
-        size, kind, seq, flags, ring_idx, length, _ = _RECORD.unpack_from(self.ring, at)
+        size, kind, seq, flags, ring_idx, length, ctx_id = _RECORD.unpack_from(self.ring, at)
         start = at + _RECORD.size
-        record = Record(kind, seq, flags, ring_idx, bytes(self.ring[start : start + length]))
+        record = Record(kind, seq, flags, ring_idx, bytes(self.ring[start : start + length]), ctx_id)
         self.tail += size
         if free:
             self.words[CMD_TAIL // 8] = self.tail

@@ -50,7 +50,7 @@ def test_a_doorbell_that_nobody_answers_never_blocks(memory: WorkerMemory, plane
         with mmap.mmap(memory.ring.fd, mmap.PAGESIZE) as header:
             for _ in range(PIPE_FULL):
                 header[WORKER_SLEEPING] = 1
-                plane.send(lane, b"message")
+                plane.send(lane, 1, b"message")
         done.set()
 
     threading.Thread(target=ring, daemon=True).start()

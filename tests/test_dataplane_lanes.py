@@ -105,7 +105,7 @@ def test_message_of_python_goes_before_the_submit_behind_it(rig: PlaneRig, one: 
     command = rig.plane.take()
     assert isinstance(command, Command)
     assert one.take() is None
-    rig.plane.send(one.lane, b"attach", COMPLETE, 77)
+    rig.plane.send(one.lane, 1, b"attach", COMPLETE, 77)
     rig.plane.complete(command.request, Resp.OK_NODATA)
     rig.pump()
     records = [one.wait(), one.wait()]
@@ -178,7 +178,7 @@ TEXTURE = Texture(2, 1, 2, 256, 256, 1, 1, 0, 0, 0)
 def test_readback_keeps_its_staging_memory_until_released(rig: PlaneRig, one: PlayedWorker) -> None:
     whole = Rect(0, 0, 256, 256)  # a quarter of the staging memory
     for token in (1, 2, 3, 4, 5):
-        rig.plane.readback(one.lane, token, 9, TEXTURE, whole)
+        rig.plane.readback(one.lane, 1, token, 9, TEXTURE, whole)
     records = [one.wait() for _ in range(4)]
     assert one.take() is None  # no room for the fifth
     for record, pixel in zip(records, b"abcd", strict=True):
@@ -197,12 +197,12 @@ def test_readback_keeps_its_staging_memory_until_released(rig: PlaneRig, one: Pl
 def test_readbacks_that_cannot_be(rig: PlaneRig, one: PlayedWorker) -> None:
     for rect in (Rect(0, 0, 257, 1), Rect(256, 0, 1, 1), Rect(0, 0, 0, 1)):
         with pytest.raises(OSError, match="Invalid argument"):
-            rig.plane.readback(one.lane, 1, 9, TEXTURE, rect)
+            rig.plane.readback(one.lane, 1, 1, 9, TEXTURE, rect)
     with pytest.raises(OSError, match="No space"):
-        rig.plane.readback(one.lane, 1, 9, Texture(2, 1, 2, 1024, 1024, 1, 1, 0, 0, 0), Rect(0, 0, 1024, 1024))
+        rig.plane.readback(one.lane, 1, 1, 9, Texture(2, 1, 2, 1024, 1024, 1, 1, 0, 0, 0), Rect(0, 0, 1024, 1024))
     rig.plane.lose_lane(one.lane)
     with pytest.raises(BrokenPipeError):
-        rig.plane.readback(one.lane, 1, 9, TEXTURE, Rect(0, 0, 1, 1))
+        rig.plane.readback(one.lane, 1, 1, 9, TEXTURE, Rect(0, 0, 1, 1))
 
 
 # --- workers that lie -----------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_lie_ends_that_lane(
     rig.wait_for(lambda events: LaneBroken(1) in events, "a broken lane")
     assert rig.gpu.wait(submit(rig, ONE)).type == Resp.ERR_UNSPEC
     with pytest.raises(BrokenPipeError):
-        rig.plane.send(one.lane, b"hello")
+        rig.plane.send(one.lane, 1, b"hello")
     serve(rig, other, OTHER)
     assert rig.events.count(LaneBroken(1)) == 1
 
@@ -278,7 +278,7 @@ def test_lost_lane_answers_everything(rig: PlaneRig, one: PlayedWorker, other: P
     pending = [submit(rig, ONE) for _ in range(5)]
     one.complete(one.wait().seq)
     assert rig.gpu.wait(pending[0]).ok
-    rig.plane.send(one.lane, b"message", COMPLETE, 5)
+    rig.plane.send(one.lane, 1, b"message", COMPLETE, 5)
     rig.plane.lose_lane(one.lane)
     assert [r.type for r in rig.gpu.wait_all(pending[1:])] == [Resp.ERR_UNSPEC] * 4
     rig.pump()
@@ -316,6 +316,30 @@ def test_context_ids(rig: PlaneRig) -> None:
     rig.plane.free_lane(second.lane)
     first.close()
     second.close()
+
+
+def test_a_lane_of_two_contexts(rig: PlaneRig) -> None:
+    shared = PlayedWorker(13)
+    rig.plane.add_lane(shared.lane)
+    for ctx_id in (7, 8):
+        rig.plane.bind_lane(shared.lane, ctx_id)
+    for ctx_id in (7, 8, 7):
+        pending = submit(rig, ctx_id)
+        record = shared.wait()
+        assert record.ctx_id == ctx_id
+        shared.complete(record.seq)
+        assert rig.gpu.wait(pending).ok
+    rig.plane.send(shared.lane, 8, b"message")
+    assert shared.wait().ctx_id == 8
+    rig.plane.forget_context(7)
+    assert rig.gpu.wait(submit(rig, 7)).type == Resp.ERR_INVALID_CONTEXT_ID
+    serve(rig, shared, 8)
+    rig.plane.bind_lane(shared.lane, 7)
+    rig.plane.free_lane(shared.lane)
+    for ctx_id in (7, 8):
+        assert rig.gpu.wait(submit(rig, ctx_id)).type == Resp.ERR_UNSPEC
+        rig.plane.forget_context(ctx_id)
+    shared.close()
 
 
 def test_forgotten_context_finishes_its_work(rig: PlaneRig, one: PlayedWorker) -> None:

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from native.dataplane import Command, Damage, Texture
+from native.dataplane import Command, Texture
 from native.dataplane import Rect as Pixels
 from tests.fake_vmm import GpuCommand, Rect, Resp, commands
 from tests.plane_rig import LIMIT, PlaneRig, plane_rig
 
 PICTURE, OTHER, UNKNOWN = 7, 8, 99
+SCANOUT = 3
 WIDTH, HEIGHT = 64, 32
 WIDE = 4096  # of a picture that is too much for one short transfer
 TEXTURE = Texture(2, 1, 2, WIDTH, HEIGHT, 1, 1, 0, 0, 0)
@@ -42,6 +43,8 @@ class Canvas:
         buffer.free()
         rig.pump()
         rig.events.clear()
+        rig.plane.show(SCANOUT, 0, Pixels(0, 0, 0, 0))
+        rig.plane.take_damage(SCANOUT)
         rig.plane.remove_resource(PICTURE)
         rig.plane.set_resource(PICTURE, TEXTURE)
         rig.plane.set_picture(PICTURE, WIDTH, HEIGHT, memoryview(self.shadow))
@@ -69,12 +72,12 @@ class Canvas:
         self.rig.pump()
         return [event for event in self.rig.events if isinstance(event, Command)]
 
-    def damage(self) -> list[Damage]:
-        """What Python is told of flushes so far."""
-        self.rig.pump()
-        found = [event for event in self.rig.events if isinstance(event, Damage)]
-        self.rig.events.clear()
-        return found
+    def show(self, part: Pixels = Pixels(0, 0, WIDTH, HEIGHT)) -> None:  # noqa: B008 - it is frozen
+        self.rig.plane.show(SCANOUT, PICTURE, part)
+
+    def damage(self) -> Pixels | None:
+        """What was flushed since the last call."""
+        return self.rig.plane.take_damage(SCANOUT)
 
 
 @pytest.fixture(scope="module")
@@ -149,40 +152,55 @@ def test_a_shadow_that_is_too_small_is_refused(canvas: Canvas) -> None:
 # --- flushes --------------------------------------------------------------------------------------------------------
 
 
-def test_a_flush_of_what_nobody_sees_is_no_event(canvas: Canvas) -> None:
-    assert canvas.answered_here(commands.resource_flush(PICTURE, Rect(1, 1, WIDTH - 1, HEIGHT - 1)))
-    assert canvas.damage() == []
+def test_a_flush_of_what_nobody_sees_damages_nothing(canvas: Canvas) -> None:
+    corner = commands.resource_flush(PICTURE, Rect(1, 1, WIDTH - 1, HEIGHT - 1))
+    assert canvas.answered_here(corner)
+    assert canvas.damage() is None
+    canvas.show(Pixels(0, 0, WIDTH - 1, HEIGHT - 1))
+    assert canvas.answered_here(corner)
+    assert canvas.damage() is None
 
 
 def test_flushes_of_what_is_shown_gather(canvas: Canvas) -> None:
-    canvas.rig.plane.set_shown(PICTURE, True)
+    canvas.show()
     pending = [
         canvas.rig.gpu.submit(commands.resource_flush(PICTURE, rect))
         for rect in (Rect(2, 3, 10, 20), Rect(4, 1, 30, 2), Rect(1, 1, 12, 21))
     ]
-    for each in pending:  # nobody has looked at the events yet
+    for each in pending:
         assert canvas.rig.gpu.wait(each).type == Resp.OK_NODATA
-    assert canvas.damage() == [Damage(PICTURE, Pixels(10, 2, 24, 21))]
-    assert canvas.damage() == []
-    assert canvas.answered_here(commands.resource_flush(PICTURE, Rect(1, 1)))
-    assert canvas.damage() == [Damage(PICTURE, Pixels(0, 0, 1, 1))]
+    assert select.select([canvas.rig.plane], [], [], LIMIT)[0]  # Python is told
+    assert canvas.damage() == Pixels(10, 2, 24, 21)
+    assert canvas.damage() is None
+    canvas.show(Pixels(4, 8, 10, 10))
+    assert canvas.answered_here(commands.resource_flush(PICTURE, Rect(WIDTH, HEIGHT)))
+    assert canvas.damage() == Pixels(0, 0, 10, 10)
+    assert canvas.answered_here(commands.resource_flush(PICTURE, Rect(WIDTH - 6, HEIGHT - 9, 6, 9)))
+    assert canvas.damage() == Pixels(2, 1, 8, 9)
+
+
+def test_damage_outlives_a_page_flip(canvas: Canvas) -> None:
+    """What the display has not seen of one page, it has to be shown of the next."""
+    canvas.show()
+    assert canvas.answered_here(commands.resource_flush(PICTURE, Rect(2, 2, 5, 5)))
+    canvas.rig.plane.show(SCANOUT, OTHER, Pixels(0, 0, WIDTH, HEIGHT))
+    assert canvas.answered_here(commands.resource_flush(PICTURE, Rect(2, 2, 20, 20)))
+    assert canvas.damage() == Pixels(5, 5, 2, 2)
 
 
 def test_a_shown_picture_of_a_worker_is_for_python(canvas: Canvas) -> None:
     canvas.rig.plane.set_picture(PICTURE, WIDTH, HEIGHT, None)
-    canvas.rig.plane.set_shown(PICTURE, True)
+    canvas.show()
     flush = commands.resource_flush(PICTURE, Rect(1, 1))
     assert not canvas.answered_here(flush)
-    canvas.rig.plane.set_shown(PICTURE, False)
+    canvas.rig.plane.show(SCANOUT, OTHER, Pixels(0, 0, WIDTH, HEIGHT))
     assert canvas.answered_here(flush)
 
 
-def test_damage_of_what_is_gone_is_no_event(canvas: Canvas) -> None:
-    canvas.rig.plane.set_shown(PICTURE, True)
-    pending = canvas.rig.gpu.submit(commands.resource_flush(PICTURE, Rect(1, 1)))
-    assert canvas.rig.gpu.wait(pending).type == Resp.OK_NODATA
-    canvas.rig.plane.remove_resource(PICTURE)
-    assert canvas.damage() == []
+def test_scanouts_that_there_are_not(canvas: Canvas) -> None:
+    canvas.rig.plane.show(16, PICTURE, Pixels(0, 0, WIDTH, HEIGHT))
+    assert canvas.answered_here(commands.resource_flush(PICTURE, Rect(1, 1)))
+    assert canvas.rig.plane.take_damage(16) is None
 
 
 def test_order_with_what_python_decides(canvas: Canvas) -> None:

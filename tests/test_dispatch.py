@@ -24,7 +24,7 @@ from master.scanout import Readbacks, Scanouts
 from master.virtio_gpu import CONTROL_QUEUE, CURSOR_QUEUE, Feature
 from master.wire import DisplayMode
 from master.wire import Rect as MasterRect
-from native.dataplane import Command, Damage, Status, WorkDone
+from native.dataplane import Command, Status, WorkDone
 from native.dataplane import Rect as NativeRect
 from resource_table import ResourceTable
 from tests.fake_vmm import Format, GpuCommand, Rect, ResourceDescription, Resp, Response, commands, wire
@@ -123,7 +123,7 @@ class Machine:
         self.blames: list[Blame] = []
         self.contexts = Contexts(rig.plane, self.supervisor, self.table, self.blames.append)  # type: ignore[arg-type]
         self.readbacks = Readbacks(rig.plane, self.contexts)
-        self.scanouts = Scanouts(self.display, 1, self.readbacks, rig.plane.set_shown)
+        self.scanouts = Scanouts(self.display, 1, self.readbacks, rig.plane)
         self.dispatcher = Dispatcher(rig.plane, self.table, self.contexts, self.scanouts, CAPSETS)
         self.dispatcher.features = ALL_FEATURES
         self.dispatcher.memory = rig.native_memory
@@ -135,9 +135,8 @@ class Machine:
                 self.dispatcher.run(event)
             elif isinstance(event, WorkDone):
                 assert self.contexts.work_done(event.token, event.status) or self.readbacks.work_done(event)
-            elif isinstance(event, Damage):
-                self.dispatcher.damaged(event.resource_id, event.rect)
         self.rig.plane.flush()
+        self.scanouts.settle()
 
     def until(self, condition: Callable[[], object], awaited: str) -> None:
         """Serves the plane until the condition holds."""

@@ -14,6 +14,7 @@ from master.errors import GuestError
 from master.scanout import Scanouts, intersection, union
 from master.virtio_gpu import ResponseType
 from master.wire import Rect
+from native.dataplane import Rect as NativeRect
 from native.dataplane import Texture
 from resource_table import Resource, ResourceTable
 
@@ -50,6 +51,21 @@ class RecordingDisplay(Headless):
         self.cursors.append((x, y, cursor))
 
 
+class PlayedPictures:
+    """A plane whose flushes the test makes up."""
+
+    def __init__(self) -> None:
+        self.shown: dict[int, tuple[int, NativeRect]] = {}
+        self.damage: NativeRect | None = None
+
+    def show(self, scanout: int, resource_id: int, part: NativeRect) -> None:
+        self.shown[scanout] = (resource_id, part)
+
+    def take_damage(self, scanout: int) -> NativeRect | None:
+        damage, self.damage = self.damage, None
+        return damage
+
+
 class PlayedReadbacks:
     """Readbacks that end when the test says so."""
 
@@ -79,8 +95,13 @@ def readbacks() -> PlayedReadbacks:
 
 
 @pytest.fixture
-def scanouts(display: RecordingDisplay, readbacks: PlayedReadbacks) -> Scanouts:
-    return Scanouts(display, 1, readbacks, lambda _resource_id, _shown: None)  # type: ignore[arg-type]
+def pictures() -> PlayedPictures:
+    return PlayedPictures()
+
+
+@pytest.fixture
+def scanouts(display: RecordingDisplay, readbacks: PlayedReadbacks, pictures: PlayedPictures) -> Scanouts:
+    return Scanouts(display, 1, readbacks, pictures)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -132,6 +153,26 @@ def test_damage_gathers_while_the_display_is_busy(
     display.room = 1
     scanouts.pump(0)
     assert len(display.updates) == 1
+
+
+def test_what_the_plane_answered_is_settled(
+    scanouts: Scanouts, display: RecordingDisplay, pictures: PlayedPictures, table: ResourceTable
+) -> None:
+    scanouts.show(0, picture(table, 1), Rect(8, 8, 32, 32))
+    assert pictures.shown == {0: (1, NativeRect(8, 8, 32, 32))}
+    pictures.damage = NativeRect(1, 1, 2, 2)
+    scanouts.settle()
+    assert display.updates == [Rect(1, 1, 2, 2)]
+    scanouts.settle()
+    assert len(display.updates) == 1
+    pictures.damage = NativeRect(30, 30, 9, 9)  # of a larger picture that was shown before
+    scanouts.settle()
+    assert display.updates[1:] == [Rect(30, 30, 2, 2)]
+    scanouts.disable(0)
+    assert pictures.shown == {0: (0, NativeRect(0, 0, 0, 0))}
+    pictures.damage = NativeRect(0, 0, 1, 1)
+    scanouts.settle()
+    assert len(display.updates) == 2
 
 
 def test_readback_under_way_is_not_asked_for_again(

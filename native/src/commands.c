@@ -65,7 +65,11 @@ static void submit(struct iso_plane *plane, struct iso_request *request, struct 
         iso_request_answer(plane, request, ISO_RESP_OK_NODATA, NULL, 0);
         return;
     }
-    *work = (struct iso_work){.kind = ISO_WORK_SUBMIT, .request = request, .len = cmd.size, .flags = fenced ? ISO_FLAG_FENCE : 0};
+    *work = (struct iso_work){.kind = ISO_WORK_SUBMIT,
+                              .request = request,
+                              .ctx_id = request->hdr.ctx_id,
+                              .len = cmd.size,
+                              .flags = fenced ? ISO_FLAG_FENCE : 0};
     if (plane->ring_idx && (request->hdr.flags & ISO_HDR_RING_IDX))
         work->ring_idx = request->hdr.ring_idx;
     iso_lane_route(plane, lane, work);
@@ -112,6 +116,7 @@ static void transfer(struct iso_plane *plane, struct iso_request *request, struc
     request->work = (struct iso_work){
         .kind = request->hdr.type == CMD_TRANSFER_TO_HOST_3D ? ISO_WORK_TRANSFER_WRITE : ISO_WORK_TRANSFER_READ,
         .request = request,
+        .ctx_id = request->hdr.ctx_id,
         .flags = ISO_FLAG_COMPLETE,
         .rows = rows,
         .backing = iso_backing_ref(resource->backing),

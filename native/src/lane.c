@@ -102,7 +102,7 @@ static uint8_t *record_begin(struct iso_lane *lane, uint32_t type, const struct 
         at = 0;
     }
     struct iso_record record = {.size = size, .type = type, .seq = lane->next_seq++, .flags = work->flags,
-                                .ring_idx = work->ring_idx, .payload_len = payload_len};
+                                .ring_idx = work->ring_idx, .payload_len = payload_len, .ctx_id = work->ctx_id};
     memcpy(base + at, &record, sizeof(record));
     lane->cmd_head += size;
     return base + at + sizeof(record);

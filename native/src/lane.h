@@ -1,5 +1,6 @@
 /*
  * A lane: the master's end of one worker's rings (ring.h), with the worker's staging memory and what is under way there.
+ * It serves one context, or several where workers are shared.
  *
  * Work is placed in order. When the command ring or the staging memory is full it waits in the lane's own backlog, so that
  * one slow context never stops the shared virtqueue. Work that will be answered is remembered in `pending`, ascending by
@@ -31,7 +32,7 @@ enum iso_work_kind {
 struct iso_work {
     struct iso_work *next; /* in a backlog */
     enum iso_work_kind kind;
-    uint32_t flags, ring_idx;     /* of the record */
+    uint32_t flags, ring_idx, ctx_id; /* of the record */
     struct iso_request *request;  /* the guest's request to answer, or NULL */
     uint64_t token;               /* Python's name for its work */
     struct iso_transfer transfer; /* kinds TRANSFER_* and READBACK; offset is filled in when placed */
@@ -51,7 +52,6 @@ struct iso_pending {
 
 struct iso_lane {
     uint32_t id;     /* Python's name for it */
-    uint32_t ctx_id; /* 0 until bound to a context and after it was destroyed */
     bool lost;       /* the worker died or broke the rules: nothing more is placed or believed */
     bool reported; /* Python knows that it is lost */
     struct iso_ring_header *ring;

@@ -170,12 +170,10 @@ int iso_plane_lane_bind(struct iso_plane *plane, struct iso_lane *lane, uint32_t
 {
     int error = 0;
     pthread_mutex_lock(&plane->lock);
-    if (lane->ctx_id || iso_idmap_get(&plane->contexts, ctx_id))
+    if (iso_idmap_get(&plane->contexts, ctx_id))
         error = -EEXIST;
     else if (!iso_idmap_put(&plane->contexts, ctx_id, lane))
         error = -ENOMEM;
-    else
-        lane->ctx_id = ctx_id;
     pthread_mutex_unlock(&plane->lock);
     return error;
 }
@@ -183,9 +181,7 @@ int iso_plane_lane_bind(struct iso_plane *plane, struct iso_lane *lane, uint32_t
 void iso_plane_context_forget(struct iso_plane *plane, uint32_t ctx_id)
 {
     pthread_mutex_lock(&plane->lock);
-    struct iso_lane *lane = iso_idmap_remove(&plane->contexts, ctx_id);
-    if (lane)
-        lane->ctx_id = 0;
+    iso_idmap_remove(&plane->contexts, ctx_id);
     pthread_mutex_unlock(&plane->lock);
 }
 
@@ -204,8 +200,9 @@ void iso_plane_lane_free(struct iso_plane *plane, struct iso_lane *lane)
 {
     pthread_mutex_lock(&plane->lock);
     lose(plane, lane);
-    if (lane->ctx_id) /* replaces an entry, so it cannot run out of memory */
-        iso_idmap_put(&plane->contexts, lane->ctx_id, &plane->grave);
+    for (uint32_t i = 0; i < plane->contexts.capacity; i++)
+        if (plane->contexts.slots[i].value == lane)
+            plane->contexts.slots[i].value = &plane->grave;
     iso_idmap_remove(&plane->lanes, lane->id);
     iso_plane_listen(plane, lane->doorbell_in, ISO_SOURCE_NONE, 0);
     iso_plane_pass(plane);
@@ -213,8 +210,8 @@ void iso_plane_lane_free(struct iso_plane *plane, struct iso_lane *lane)
     iso_lane_free(lane);
 }
 
-int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t flags, uint64_t token, const uint8_t *bytes,
-                        uint32_t len)
+int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id, uint32_t flags, uint64_t token,
+                        const uint8_t *bytes, uint32_t len)
 {
     struct iso_work *work = calloc(1, sizeof(*work));
     uint8_t *copy = malloc(len ? len : 1);
@@ -224,7 +221,8 @@ int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t
         return -ENOMEM;
     }
     memcpy(copy, bytes, len);
-    *work = (struct iso_work){.kind = ISO_WORK_CONTROL, .flags = flags, .token = token, .len = len, .bytes = copy};
+    *work = (struct iso_work){
+        .kind = ISO_WORK_CONTROL, .ctx_id = ctx_id, .flags = flags, .token = token, .len = len, .bytes = copy};
     pthread_mutex_lock(&plane->lock);
     int error = lane->lost ? -EPIPE : 0;
     if (!error)
@@ -239,8 +237,8 @@ int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t
     return error ? error : waits;
 }
 
-int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint64_t token, uint32_t resource_id,
-                            const struct iso_texture *texture, const struct iso_box *box)
+int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id, uint64_t token,
+                            uint32_t resource_id, const struct iso_texture *texture, const struct iso_box *box)
 {
     struct iso_rows rows;
     if (!iso_texture_rows(texture, box, 0, 0, 0, 0, &rows))
@@ -253,6 +251,7 @@ int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint
         return -ENOMEM;
     *work = (struct iso_work){
         .kind = ISO_WORK_READBACK,
+        .ctx_id = ctx_id,
         .flags = ISO_FLAG_COMPLETE,
         .token = token,
         .transfer = {.resource_id = resource_id, .x = box->x, .y = box->y, .z = box->z, .w = box->w, .h = box->h, .d = box->d,

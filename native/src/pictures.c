@@ -3,7 +3,7 @@
  *
  * Only what is short and in order is done here. A command with anything wrong in it goes to Python, which knows what to
  * answer; so does a large transfer, which Python copies without the plane's lock, and a flush whose pixels have to be read
- * back from a worker at just this place in the order. Damage gathers in the resource until Python takes it, so a guest that
+ * back from a worker at just this place in the order. Damage gathers in the scanout until Python takes it, so a guest that
  * flushes faster than the display looks costs one rectangle.
  */
 #include "plane_state.h"
@@ -57,13 +57,46 @@ bool iso_picture_transfer(struct iso_plane *plane, struct iso_request *request)
     return true;
 }
 
-/* The smallest rectangle around both. */
+/* What both have in common; width 0: nothing. Right and bottom edges of both fit 32 bits. */
+static struct iso_rect common(const struct iso_rect *a, const struct iso_rect *b)
+{
+    uint32_t x = a->x > b->x ? a->x : b->x, y = a->y > b->y ? a->y : b->y;
+    uint32_t right_a = a->x + a->width, right_b = b->x + b->width;
+    uint32_t bottom_a = a->y + a->height, bottom_b = b->y + b->height;
+    uint32_t right = right_a < right_b ? right_a : right_b, bottom = bottom_a < bottom_b ? bottom_a : bottom_b;
+    if (right <= x || bottom <= y)
+        return (struct iso_rect){0};
+    return (struct iso_rect){x, y, right - x, bottom - y};
+}
+
+/* The smallest rectangle around both; `a` may be empty. */
 static struct iso_rect join(const struct iso_rect *a, const struct iso_rect *b)
 {
+    if (!a->width)
+        return *b;
     uint32_t x = a->x < b->x ? a->x : b->x, y = a->y < b->y ? a->y : b->y;
     uint32_t right_a = a->x + a->width, right_b = b->x + b->width;
     uint32_t bottom_a = a->y + a->height, bottom_b = b->y + b->height;
     return (struct iso_rect){x, y, (right_a > right_b ? right_a : right_b) - x, (bottom_a > bottom_b ? bottom_a : bottom_b) - y};
+}
+
+static bool is_shown(const struct iso_plane *plane, uint32_t resource_id)
+{
+    for (uint32_t i = 0; i < ISO_MAX_SCANOUTS; i++)
+        if (plane->scanouts[i].resource_id == resource_id)
+            return true;
+    return false;
+}
+
+static void damage(struct iso_plane *plane, struct iso_scanout *scanout, const struct iso_rect *flushed)
+{
+    struct iso_rect visible = common(&scanout->part, flushed);
+    if (!visible.width)
+        return;
+    visible.x -= scanout->part.x;
+    visible.y -= scanout->part.y;
+    scanout->damage = join(&scanout->damage, &visible);
+    iso_plane_tell_python(plane);
 }
 
 bool iso_picture_flush(struct iso_plane *plane, struct iso_request *request)
@@ -72,14 +105,35 @@ bool iso_picture_flush(struct iso_plane *plane, struct iso_request *request)
     if (!iso_chain_read(plane->mem, &request->chain, 0, &cmd, sizeof(cmd)))
         return false;
     struct iso_resource *resource = iso_idmap_get(&plane->resources, cmd.resource_id);
-    if (!resource || !is_within(&cmd.rect, resource) || (resource->shown && !resource->pixels))
+    if (!resource || !is_within(&cmd.rect, resource) || (!resource->pixels && is_shown(plane, resource->id)))
         return false;
-    if (resource->shown && resource->damage.width) {
-        resource->damage = join(&resource->damage, &cmd.rect);
-    } else if (resource->shown) {
-        resource->damage = cmd.rect;
-        iso_plane_post(plane, (struct iso_event){.kind = ISO_EVENT_DAMAGE, .resource = resource->id});
-    }
+    for (uint32_t i = 0; i < ISO_MAX_SCANOUTS; i++)
+        if (plane->scanouts[i].resource_id == resource->id)
+            damage(plane, &plane->scanouts[i], &cmd.rect);
     answer_ok(plane, request);
     return true;
+}
+
+/* ---- called from Python ---- */
+
+void iso_plane_scanout_show(struct iso_plane *plane, uint32_t scanout, uint32_t resource_id, const struct iso_rect *part)
+{
+    pthread_mutex_lock(&plane->lock);
+    if (scanout < ISO_MAX_SCANOUTS) {
+        plane->scanouts[scanout].resource_id = resource_id;
+        plane->scanouts[scanout].part = *part;
+    }
+    pthread_mutex_unlock(&plane->lock);
+}
+
+bool iso_plane_scanout_damage(struct iso_plane *plane, uint32_t scanout, struct iso_rect *damage)
+{
+    *damage = (struct iso_rect){0};
+    pthread_mutex_lock(&plane->lock);
+    if (scanout < ISO_MAX_SCANOUTS) {
+        *damage = plane->scanouts[scanout].damage;
+        plane->scanouts[scanout].damage = (struct iso_rect){0};
+    }
+    pthread_mutex_unlock(&plane->lock);
+    return damage->width;
 }

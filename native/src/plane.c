@@ -201,18 +201,6 @@ void iso_plane_post(struct iso_plane *plane, struct iso_event event)
     iso_plane_tell_python(plane);
 }
 
-/* All that was flushed until now; the resource may be gone. */
-static void take_damage(struct iso_plane *plane, struct iso_event *event)
-{
-    struct iso_resource *resource = iso_idmap_get(&plane->resources, event->resource);
-    if (!resource || !resource->damage.width) {
-        event->kind = ISO_EVENT_NONE;
-        return;
-    }
-    event->damage = resource->damage;
-    resource->damage = (struct iso_rect){0};
-}
-
 static bool next_event(struct iso_plane *plane, struct iso_event *event)
 {
     struct iso_event_node *node = plane->events_first;
@@ -223,8 +211,6 @@ static bool next_event(struct iso_plane *plane, struct iso_event *event)
     if (!plane->events_first)
         plane->events_last = NULL;
     free(node);
-    if (event->kind == ISO_EVENT_DAMAGE)
-        take_damage(plane, event);
     return true;
 }
 

@@ -20,6 +20,8 @@
 /* The longest command that Python is handed: a backing of ISO_BACKING_MAX_ENTRIES, generously. Longer ones get an error. */
 #define ISO_COMMAND_MAX_BYTES ((uint64_t)ISO_BACKING_MAX_ENTRIES * 16 + 4096)
 
+#define ISO_MAX_SCANOUTS 16u /* VIRTIO_GPU_MAX_SCANOUTS */
+
 struct iso_plane;
 
 enum iso_event_kind {
@@ -28,7 +30,6 @@ enum iso_event_kind {
     ISO_EVENT_WORK_DONE,    /* lane, token, status; for a readback staging_offset and len */
     ISO_EVENT_LANE_BROKEN,  /* lane: its worker broke the rules of the ring */
     ISO_EVENT_QUEUE_BROKEN, /* queue: the driver's available index is impossible */
-    ISO_EVENT_DAMAGE,       /* resource, damage: flushed since the last such event of that picture */
 };
 
 struct iso_rect {
@@ -36,8 +37,7 @@ struct iso_rect {
 };
 
 struct iso_event {
-    uint32_t kind, queue, lane, status, resource;
-    struct iso_rect damage;
+    uint32_t kind, queue, lane, status;
     uint64_t request, token, staging_offset, len;
 };
 
@@ -93,26 +93,26 @@ void iso_plane_flush(struct iso_plane *plane);
 
 /* Takes the lane into the plane and listens to its doorbell. Returns 0 or -errno. */
 int iso_plane_lane_add(struct iso_plane *plane, struct iso_lane *lane);
-/* Commands of ctx_id go to the lane from now on. Returns 0, -EEXIST or -ENOMEM. */
+/* Commands of ctx_id go to the lane from now on; a shared lane has several contexts. Returns 0, -EEXIST or -ENOMEM. */
 int iso_plane_lane_bind(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id);
 /* The context is destroyed: its id is free again. What was placed before still runs. */
 void iso_plane_context_forget(struct iso_plane *plane, uint32_t ctx_id);
 /* Its worker is gone: takes in the last completions, then answers everything under way there with an error. */
 void iso_plane_lane_lost(struct iso_plane *plane, struct iso_lane *lane);
-/* Loses and frees it. Its context, if not forgotten, answers ERR_UNSPEC from then on. */
+/* Loses and frees it. Its contexts, if not forgotten, answer ERR_UNSPEC from then on. */
 void iso_plane_lane_free(struct iso_plane *plane, struct iso_lane *lane);
 /*
  * Sends a control message in order with everything else of the context; its end comes as WORK_DONE if `flags` say so.
  * Returns 0; 1 if the lane is full and the message waits; -EPIPE or -ENOMEM.
  */
-int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t flags, uint64_t token, const uint8_t *bytes,
-                        uint32_t len);
+int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id, uint32_t flags, uint64_t token,
+                        const uint8_t *bytes, uint32_t len);
 /*
  * Reads level 0 of a box of a resource into staging memory, rows packed; WORK_DONE tells where. The memory stays taken
  * until iso_plane_lane_release. -EINVAL: box or format impossible, -ENOSPC: larger than staging memory, -EPIPE: lane lost.
  */
-int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint64_t token, uint32_t resource_id,
-                            const struct iso_texture *texture, const struct iso_box *box);
+int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id, uint64_t token,
+                            uint32_t resource_id, const struct iso_texture *texture, const struct iso_box *box);
 void iso_plane_lane_release(struct iso_plane *plane, struct iso_lane *lane, uint64_t token);
 /*
  * For hang detection: work that somebody waits for, the oldest of it (its sequence number, 0: none), the record being
@@ -133,8 +133,13 @@ void iso_plane_resource_detach(struct iso_plane *plane, uint32_t resource_id, ui
  * iso_plane_resource_remove(); NULL if the picture is in a worker. Returns 0 or -ENOENT.
  */
 int iso_plane_resource_picture(struct iso_plane *plane, uint32_t resource_id, uint32_t width, uint32_t height, uint8_t *pixels);
-/* Whether a scanout shows it: flushes then become ISO_EVENT_DAMAGE. */
-void iso_plane_resource_shown(struct iso_plane *plane, uint32_t resource_id, bool shown);
+/* The scanout shows this part of the resource from now on; resource 0: nothing. Its damage stays. */
+void iso_plane_scanout_show(struct iso_plane *plane, uint32_t scanout, uint32_t resource_id, const struct iso_rect *part);
+/*
+ * What was flushed since the last call, the smallest rectangle around it, in pixels from the part's corner (which may have
+ * moved since). False if there was nothing. The event descriptor turns readable when there is something.
+ */
+bool iso_plane_scanout_damage(struct iso_plane *plane, uint32_t scanout, struct iso_rect *damage);
 void iso_plane_resource_remove(struct iso_plane *plane, uint32_t resource_id);
 
 void iso_plane_get_stats(struct iso_plane *plane, struct iso_plane_stats *out);

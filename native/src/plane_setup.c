@@ -267,15 +267,6 @@ int iso_plane_resource_picture(struct iso_plane *plane, uint32_t resource_id, ui
     return resource ? 0 : -ENOENT;
 }
 
-void iso_plane_resource_shown(struct iso_plane *plane, uint32_t resource_id, bool shown)
-{
-    pthread_mutex_lock(&plane->lock);
-    struct iso_resource *resource = iso_idmap_get(&plane->resources, resource_id);
-    if (resource)
-        resource->shown = shown;
-    pthread_mutex_unlock(&plane->lock);
-}
-
 void iso_plane_resource_remove(struct iso_plane *plane, uint32_t resource_id)
 {
     pthread_mutex_lock(&plane->lock);

@@ -25,8 +25,11 @@ struct iso_resource {
     uint32_t *ctx_ids; /* the contexts it is attached to */
     uint32_t width, height; /* of the picture; 0: it is none */
     uint8_t *pixels;        /* the picture's shadow, or NULL */
-    bool shown;
-    struct iso_rect damage; /* flushed and not yet told; width 0: none. While there is some, an event is under way. */
+};
+
+struct iso_scanout {
+    uint32_t resource_id;         /* 0: none */
+    struct iso_rect part, damage; /* width 0: no damage */
 };
 
 struct iso_event_node {
@@ -50,6 +53,7 @@ struct iso_plane {
     struct iso_idmap contexts;      /* ctx_id -> struct iso_lane */
     struct iso_idmap lanes;         /* lane id -> struct iso_lane */
     struct iso_idmap resources;     /* resource id -> struct iso_resource */
+    struct iso_scanout scanouts[ISO_MAX_SCANOUTS];
     struct iso_lane grave;          /* where contexts lead whose worker is gone: a lane that is lost and nothing else */
     struct iso_plane_stats stats;
 };

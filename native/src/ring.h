@@ -67,7 +67,7 @@ struct iso_record {
     uint32_t flags;
     uint32_t ring_idx;
     uint32_t payload_len; /* bytes that follow, without padding */
-    uint32_t pad;
+    uint32_t ctx_id;      /* the guest context it is of */
 };
 
 /* A transfer between a resource's box and staging memory, where the rows of the box lie packed. */
