@@ -1,15 +1,18 @@
 # make demo        set up, then show three GL contexts of which one dies; VM=1 does it with a real QEMU and a Debian guest
 # make test        set up, then all checks and all tests; TESTS='tests/test_cli.py -x' gives pytest other arguments
-# make bench       set up, then measure; prints figures and judges nothing
+# make bench       set up, then measure side by side with the peers; BENCH='clients --quick' gives python -m bench arguments
+# make piglit      set up, then run a part of piglit through isorend and through virgl_test_server, and compare
 # make lint        ruff and mypy (the C code is checked by every build: -Wall -Wextra -Werror)
 # make setup       Debian packages, .venv, native modules
 # make clean       remove what was built here (not .venv, not the cached VM lab)
 
 PYTHON := .venv/bin/python
 TESTS ?= tests
+BENCH ?=
+PIGLIT ?=
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test bench lint setup clean
+.PHONY: demo test bench piglit lint setup clean
 
 demo:
 	@bash .ci/setup $(if $(VM),vm)
@@ -20,8 +23,13 @@ test:
 	@$(MAKE) --no-print-directory lint
 	$(PYTHON) -m pytest $(TESTS)
 
-bench: setup
-	$(PYTHON) -m bench
+bench:
+	@bash .ci/setup vm bench
+	$(PYTHON) -m bench $(BENCH)
+
+piglit:
+	@bash .ci/setup
+	$(PYTHON) -m tests.piglit $(PIGLIT)
 
 lint:
 	.venv/bin/ruff check --quiet
@@ -31,5 +39,5 @@ setup:
 	@bash .ci/setup
 
 clean:
-	rm -rf build demo-out tests/vm/out native/_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build demo-out bench/results tests/vm/out native/_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f .venv/set-up-native

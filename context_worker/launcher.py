@@ -4,9 +4,9 @@ It has imported all that a worker needs and has touched no driver: OpenGL driver
 not even be loaded before one. So a worker costs a fork and the start of its driver, not that of an interpreter.
 
 The master starts it as `python -m context_worker.launcher --channel-fd N`, with lockdown.WORKER_ENVIRONMENT in its
-environment, and asks for workers over that channel. It has one thread, answers SpawnWorker by Spawned with a pidfd,
-reaps what ends (Exited), and when the master is gone kills its workers and ends. If it dies itself, the kernel kills
-them.
+environment, and asks for workers over that channel. It has one thread, answers SpawnWorker and SpawnVtestWorker by
+Spawned with a pidfd, reaps what ends (Exited), and when the master is gone kills its workers and ends. If it dies
+itself, the kernel kills them.
 """
 
 import argparse
@@ -19,11 +19,12 @@ import sys
 from dataclasses import dataclass
 
 from context_worker import lockdown, title, worker
-from context_worker.worker import WorkerStart
+from context_worker.exit_code import ExitCode
+from context_worker.worker import RingDescriptors, WorkerStart
 from ipc import messages
 from ipc.channel import Channel
 from ipc.errors import ChannelClosed, ProtocolError
-from ipc.messages import Exited, Spawned, SpawnFailed, SpawnWorker
+from ipc.messages import Exited, Spawned, SpawnFailed, SpawnVtestWorker, SpawnWorker
 from native.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
@@ -66,14 +67,14 @@ class Launcher:
 
     def _answer(self) -> None:
         message, fds = self._channel.recv()
-        assert isinstance(message, SpawnWorker)  # the channel accepts no other
+        assert isinstance(message, SpawnWorker | SpawnVtestWorker)  # the channel accepts no other
         try:
             self._spawn(message, fds)
         finally:
             for fd in fds:
                 fd.close()
 
-    def _spawn(self, message: SpawnWorker, fds: list[OwnedFd]) -> None:
+    def _spawn(self, message: SpawnWorker | SpawnVtestWorker, fds: list[OwnedFd]) -> None:
         start = self._worker_start(message, fds)
         try:
             pid = os.fork()
@@ -93,14 +94,14 @@ class Launcher:
         self._selector.register(child.pidfd, selectors.EVENT_READ, child)
         self._channel.send(Spawned(message.worker_id, pid), [child.pidfd])
 
-    def _worker_start(self, message: SpawnWorker, fds: list[OwnedFd]) -> WorkerStart:
-        channel, ring, staging, worker_doorbell, master_doorbell = (fd.fd for fd in fds)
+    def _worker_start(self, message: SpawnWorker | SpawnVtestWorker, fds: list[OwnedFd]) -> WorkerStart:
+        channel, *memory = (fd.fd for fd in fds)
         return WorkerStart(
             engine=message.engine,
             render_node=self._render_node,
             parent_pid=os.getpid(),
             channel_fd=channel,
-            memory_fds=(ring, staging, worker_doorbell, master_doorbell),
+            ring=RingDescriptors(*memory) if isinstance(message, SpawnWorker) else None,
         )
 
     def _reap(self, child: Child) -> None:
@@ -151,8 +152,8 @@ def main(arguments: list[str]) -> int:
         Launcher(channel, options.render_node).serve()
     except ProtocolError as error:
         log.error("%s", error)
-        return worker.ExitCode.PROTOCOL
-    return worker.ExitCode.OK
+        return ExitCode.PROTOCOL
+    return ExitCode.OK
 
 
 if __name__ == "__main__":

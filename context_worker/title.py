@@ -31,6 +31,16 @@ def context_title(ctx_id: int, name: str, engine: EngineName) -> str:
     return " ".join(filter(None, (f"isorend: ctx {ctx_id}", printable(name), f"({engine})")))
 
 
+def vtest_spare_title(engine: EngineName) -> str:
+    """That of a worker which waits for a vtest client."""
+    return f"isorend: vtest spare ({engine})"
+
+
+def vtest_title(client_id: int, name: str, engine: EngineName) -> str:
+    """That of a worker which serves vtest client `client_id`, the program `name`."""
+    return " ".join(filter(None, (f"isorend: vtest {client_id}", printable(name), f"({engine})")))
+
+
 class _Formatter(logging.Formatter):
     """Begins every line, also those of a traceback, with the current title."""
 

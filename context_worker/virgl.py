@@ -17,12 +17,17 @@ class VirglEngine:
 
     name = EngineName.VIRGL
 
-    def __init__(self, render_node: str | None = None) -> None:
-        """Open the display of `render_node` (None: EGL's choice), draw, start virglrenderer. Raises EngineError."""
+    def __init__(self, render_node: str | None = None, *, for_vtest: bool = False) -> None:
+        """Open the display of `render_node` (None: EGL's choice), draw, start virglrenderer. Raises EngineError.
+
+        `for_vtest`: for a session of context_worker.vtest, not for a ring.
+        """
         display = egl.open_display(render_node)
         self.description = egl.probe(display)
         try:
-            self.native = NativeVirglEngine(display.address, display.config_address, gles=display.gles)
+            self.native = NativeVirglEngine(
+                display.address, display.config_address, gles=display.gles, for_vtest=for_vtest
+            )
         except OSError as error:
             raise EngineError(f"virglrenderer: {error.strerror}") from error
         self._warm_up()

@@ -4,18 +4,19 @@
 ours. It spends its life in the consumer's C loop and comes back to Python for control records and for the end.
 """
 
-import enum
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from context_worker import lockdown, title
 from context_worker.engine import Engine, EngineError
+from context_worker.exit_code import ExitCode
 from context_worker.lockdown import Stage
 from context_worker.null import NullEngine
 from context_worker.virgl import VirglEngine
+from context_worker.vtest import serve_vtest
 from ipc import messages
 from ipc.channel import Channel
 from ipc.errors import ChannelClosed, ProtocolError
@@ -35,27 +36,24 @@ log = logging.getLogger(__name__)
 _DRAIN_MS = 60_000
 
 
-class ExitCode(enum.IntEnum):
-    """How a worker ends when it ends by itself."""
+class RingDescriptors(NamedTuple):
+    """What the commands of a guest context come through, in SpawnWorker's order."""
 
-    OK = 0  # told to, or the master is gone
-    BUG = 1  # an exception nobody expected; its traceback is in the log
-    NO_ENGINE = 2  # the engine does not start on this machine
-    PROTOCOL = 3  # the master said what it never may
+    ring: int
+    staging: int
+    worker_doorbell: int
+    master_doorbell: int
 
 
 @dataclass(frozen=True)
 class WorkerStart:
-    """What a worker is born with: its engine and its descriptors, all its own.
-
-    `memory_fds`: ring, staging memory, doorbell towards the worker, doorbell towards the master.
-    """
+    """What a worker is born with: its engine and its descriptors, all its own. Without `ring` it is a vtest worker."""
 
     engine: EngineName
     render_node: str | None
     parent_pid: int
     channel_fd: int
-    memory_fds: tuple[int, int, int, int]
+    ring: RingDescriptors | None
 
 
 def run(start: WorkerStart) -> NoReturn:
@@ -68,16 +66,17 @@ def run(start: WorkerStart) -> NoReturn:
         stage = Stage.RESTRICTED
         lockdown.confine()
         stage = Stage.CONFINED
-        channel = Channel.from_fd(start.channel_fd, accepts=())
+        channel = Channel.from_fd(start.channel_fd, accepts=() if start.ring else messages.TO_VTEST_WORKER)
         engine = load(start, channel)
         stage = Stage.LOADED
         if engine is None:
             code = ExitCode.NO_ENGINE
         else:
-            consumer = open_ring(start, engine)
+            consumer = open_ring(start.ring, start.channel_fd, engine) if start.ring else None
             lockdown.seal()
             stage = Stage.SEALED
-            code = serve(channel, engine, consumer)
+            introduce(channel, engine)
+            code = serve(channel, engine, consumer) if consumer else serve_vtest(channel, engine)
     except ChannelClosed:
         code = ExitCode.OK
     except BaseException:
@@ -91,30 +90,31 @@ def run(start: WorkerStart) -> NoReturn:
 def be_born(start: WorkerStart) -> None:
     """Stage BORN: let go of everything that is the launcher's."""
     lockdown.die_with_parent(start.parent_pid)
-    lockdown.close_all_but({0, 1, 2, start.channel_fd, *start.memory_fds})
+    lockdown.close_all_but({0, 1, 2, start.channel_fd, *(start.ring or ())})
     lockdown.reset_signals()
-    title.set_title(title.spare_title(start.engine))
+    title.set_title(title.spare_title(start.engine) if start.ring else title.vtest_spare_title(start.engine))
 
 
 def load(start: WorkerStart, channel: Channel) -> Engine | None:
     """Stage LOADED: start the engine; None if it does not start here, which the master is told."""
     try:
-        return NullEngine() if start.engine is EngineName.NULL else VirglEngine(start.render_node)
+        if start.engine is EngineName.NULL:
+            return NullEngine()
+        return VirglEngine(start.render_node, for_vtest=start.ring is None)
     except EngineError as error:
         log.error("%s", error)
         channel.send(messages.fault(str(error)))
         return None
 
 
-def open_ring(start: WorkerStart, engine: Engine) -> Consumer:
+def open_ring(ring: RingDescriptors, channel_fd: int, engine: Engine) -> Consumer:
     """Map the ring and the staging memory; nothing in them is looked at yet but their header."""
-    ring, staging, worker_doorbell, master_doorbell = start.memory_fds
     return Consumer(
-        ring_fd=ring,
-        staging_fd=staging,
-        worker_doorbell_fd=worker_doorbell,
-        master_doorbell_fd=master_doorbell,
-        channel_fd=start.channel_fd,
+        ring_fd=ring.ring,
+        staging_fd=ring.staging,
+        worker_doorbell_fd=ring.worker_doorbell,
+        master_doorbell_fd=ring.master_doorbell,
+        channel_fd=channel_fd,
         engine=engine.native,
     )
 
@@ -130,7 +130,6 @@ def introduce(channel: Channel, engine: Engine) -> None:
 
 def serve(channel: Channel, engine: Engine, consumer: Consumer) -> ExitCode:
     """Stage SEALED: execute what comes through the ring until the end."""
-    introduce(channel, engine)
     decisions = Decisions(engine, consumer)
     while True:
         wake = consumer.run()

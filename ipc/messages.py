@@ -92,6 +92,19 @@ class SpawnWorker(Message):
     engine: Annotated[EngineName, Choice(EngineName)]
 
 
+@dataclass(frozen=True)
+class SpawnVtestWorker(Message):
+    """Start a worker for one vtest connection, which ServeVtest will hand to it.
+
+    Descriptor: the worker's end of its channel (SOCK_SEQPACKET). Such a worker has no ring and no staging memory.
+    """
+
+    ID = 5
+    FDS = 1
+    worker_id: Annotated[int, IDENT]
+    engine: Annotated[EngineName, Choice(EngineName)]
+
+
 # Launcher to master.
 
 
@@ -211,7 +224,23 @@ class DestroyContext(Message):
     ID = 35
 
 
-TO_LAUNCHER: tuple[type[Message], ...] = (SpawnWorker,)
+# Master to a vtest worker, on the worker's channel.
+
+
+@dataclass(frozen=True)
+class ServeVtest(Message):
+    """Serve the client behind the descriptor, a connected stream socket, and end when it leaves. Sent once.
+
+    `client_id` is the master's number for the client, `name` the client's program as the master knows it.
+    """
+
+    ID = 48
+    FDS = 1
+    client_id: Annotated[int, U32]
+    name: Annotated[str, _NAME]
+
+
+TO_LAUNCHER: tuple[type[Message], ...] = (SpawnWorker, SpawnVtestWorker)
 FROM_LAUNCHER: tuple[type[Message], ...] = (Spawned, SpawnFailed, Exited)
 FROM_WORKER: tuple[type[Message], ...] = (Ready, Capset, CapsetsDone, Fault)
 CONTROL: tuple[type[Message], ...] = (
@@ -220,8 +249,9 @@ CONTROL: tuple[type[Message], ...] = (
     DetachResource,
     DestroyContext,
 )
+TO_VTEST_WORKER: tuple[type[Message], ...] = (ServeVtest,)
 MESSAGES: dict[int, type[Message]] = {
-    kind.ID: kind for kind in (*TO_LAUNCHER, *FROM_LAUNCHER, *FROM_WORKER, *CONTROL)
+    kind.ID: kind for kind in (*TO_LAUNCHER, *FROM_LAUNCHER, *FROM_WORKER, *CONTROL, *TO_VTEST_WORKER)
 }
 
 

@@ -5,11 +5,8 @@ which need much more (the demo) can add theirs without being known here.
 """
 
 import argparse
-import math
 import os
-import re
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -17,16 +14,24 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
 from master import capabilities
-from master.listener import ListenError, check_socket_path, connection_from_fd
-from master.logging_setup import LEVELS, printable_line, set_up_logging
-from master.options import DEFAULT_HANG_TIMEOUT_S, DEFAULT_SIZE, DEFAULT_SPARES, ENGINES, ServeOptions
+from master.arguments import (
+    absolute_path,
+    add_log_level,
+    add_render_node,
+    add_spares,
+    connected_fd,
+    number,
+    size,
+    socket_path,
+)
+from master.listener import ListenError
+from master.logging_setup import printable_line, set_up_logging
+from master.options import DEFAULT_HANG_TIMEOUT_S, DEFAULT_SIZE, ENGINES, ServeOptions
+from master.vtest_command import VtestCommand
 
 COMMANDS_GROUP: Final = "isorend.commands"
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
-MIN_SIZE: Final = 16
-MAX_SIZE: Final = 16384
-MAX_SPARES: Final = 64
 MAX_HANG_TIMEOUT_S: Final = 3600.0
 
 _SERVE_EPILOG: Final = """\
@@ -43,6 +48,7 @@ examples:
 _MAIN_EPILOG: Final = """\
 examples:
   isorend serve --socket-path=/run/user/1000/gpu.sock
+  isorend vtest --socket-path=/run/user/1000/vtest.sock
   isorend descriptor | sudo tee /usr/share/qemu/vhost-user/50-isorend-gpu.json
 
 `isorend COMMAND --help` says more about a command.
@@ -95,9 +101,7 @@ class ServeCommand:
         parser.add_argument(
             "--print-capabilities", action="store_true", help="print what this program can do as JSON, and end"
         )
-        parser.add_argument(
-            "--log-level", choices=LEVELS, default="info", help="least level that is logged (%(default)s)"
-        )
+        add_log_level(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         if args.fd is not None and args.keep_listening:
@@ -122,13 +126,15 @@ class ServeCommand:
 def _add_vmm_options(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("the VMM (--socket-path or --fd)")
     either = where.add_mutually_exclusive_group(required=True)
-    either.add_argument("--socket-path", metavar="PATH", type=_socket_path, help="listen on this Unix socket")
-    either.add_argument("--fd", metavar="N", type=_fd, help="use the connected Unix socket inherited as descriptor N")
+    either.add_argument("--socket-path", metavar="PATH", type=socket_path, help="listen on this Unix socket")
+    either.add_argument(
+        "--fd", metavar="N", type=connected_fd, help="use the connected Unix socket inherited as descriptor N"
+    )
     where.add_argument("--keep-listening", action="store_true", help="wait for the next VMM when one leaves")
     where.add_argument(
         "--size",
         metavar="WxH",
-        type=_size,
+        type=size,
         default=DEFAULT_SIZE,
         help=f"display size if the VMM has no display ({DEFAULT_SIZE[0]}x{DEFAULT_SIZE[1]})",
     )
@@ -136,20 +142,14 @@ def _add_vmm_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_renderer_options(parser: argparse.ArgumentParser) -> None:
     gpu = parser.add_argument_group("what renders")
-    gpu.add_argument("--render-node", metavar="PATH", type=_render_node, help="GPU to use, like /dev/dri/renderD128")
+    add_render_node(gpu)
     gpu.add_argument("--virgl", action="store_true", help="offer 3D by virgl: the default; VMMs give this option")
     gpu.add_argument("--engine", choices=ENGINES, default="virgl", help="null: accept everything, draw nothing")
-    gpu.add_argument(
-        "--spares",
-        metavar="N",
-        type=_number(int, 0, MAX_SPARES),
-        default=DEFAULT_SPARES,
-        help="workers kept ready for the next contexts (%(default)s)",
-    )
+    add_spares(gpu, "contexts")
     gpu.add_argument(
         "--hang-timeout",
         metavar="SECONDS",
-        type=_number(float, 0.1, MAX_HANG_TIMEOUT_S),
+        type=number(float, 0.1, MAX_HANG_TIMEOUT_S),
         default=DEFAULT_HANG_TIMEOUT_S,
         help="end a context that makes no progress for so long (%(default)g)",
     )
@@ -168,7 +168,7 @@ class DescriptorCommand:
         parser.add_argument(
             "--binary",
             metavar="PATH",
-            type=_absolute_path,
+            type=absolute_path,
             help=f"where {capabilities.BINARY} is; by default beside this program or found by PATH",
         )
 
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print_capabilities()
     parser = Parser(
         prog="isorend",
-        description="A GPU for virtual machines that renders every guest context in a process of its own.",
+        description="A GPU for virtual machines and containers that renders every context in a process of its own.",
         epilog=_MAIN_EPILOG,
     )
     _add_version(parser)
@@ -231,7 +231,8 @@ def vhost_user_gpu_main(argv: Sequence[str] | None = None) -> int:
 
 def find_commands() -> list[Command]:
     """Our commands and those of the entry-point group, by name."""
-    commands: dict[str, Command] = {command.name: command for command in (ServeCommand(), DescriptorCommand())}
+    ours: tuple[Command, ...] = (ServeCommand(), VtestCommand(), DescriptorCommand())
+    commands = {command.name: command for command in ours}
     for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name):
         try:
             commands.setdefault(entry.name, entry.load())
@@ -271,66 +272,3 @@ def _find_binary() -> str | None:
     beside = Path(sys.argv[0]).resolve().parent / capabilities.BINARY
     found = os.fspath(beside) if beside.is_file() else shutil.which(capabilities.BINARY)
     return os.path.abspath(found) if found else None
-
-
-# Types of arguments: their ValueErrors would become argparse's own dry words, so they raise ArgumentTypeError.
-
-
-def _socket_path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("empty path")
-    path = Path(text)
-    try:
-        check_socket_path(path)
-    except ListenError as reason:
-        raise argparse.ArgumentTypeError(str(reason)) from reason
-    return path
-
-
-def _fd(text: str) -> int:
-    fd: int = _number(int, 0, 2**31 - 1)(text)
-    try:
-        connection_from_fd(fd).detach()
-    except ListenError as reason:
-        raise argparse.ArgumentTypeError(str(reason)) from reason
-    return fd
-
-
-def _render_node(text: str) -> Path:
-    path = Path(text)
-    try:
-        mode = path.stat().st_mode
-    except OSError as reason:
-        raise argparse.ArgumentTypeError(f"{text}: {reason.strerror}") from reason
-    if not stat.S_ISCHR(mode):
-        raise argparse.ArgumentTypeError(f"{text} is not a device node")
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text}: no permission to use it")
-    return path
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
-    size = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not all(MIN_SIZE <= side <= MAX_SIZE for side in size):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WxH with sides of {MIN_SIZE} to {MAX_SIZE} pixels")
-    return size
-
-
-def _absolute_path(text: str) -> str:
-    if not os.path.isabs(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an absolute path")
-    return text
-
-
-def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], Any]:
-    def convert(text: str) -> int | float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = math.nan
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}")
-        return number
-
-    return convert

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ipc.messages import AttachResource, CreateContext, DestroyContext, DetachResource, Fault, Message
-from master.blame import Blame, cause_of
+from master.blame import Blame
 from master.errors import GuestError
+from master.lane_worker import LaneWorker
 from master.supervisor import Supervisor
 from master.virtio_gpu import ResponseType
-from master.worker import Worker
 from native.dataplane import COMPLETE, Lane, Plane, Status, Texture
 from resource_table import Resource, ResourceTable
 
@@ -24,7 +24,7 @@ class Context:
 
     ctx_id: int
     name: str
-    worker: Worker
+    worker: LaneWorker
     lost: bool = False
     destroyed: bool = False
     resources: set[int] = field(default_factory=set)
@@ -39,7 +39,7 @@ class Contexts:
     def __init__(
         self,
         plane: Plane,
-        supervisor: Supervisor,
+        supervisor: Supervisor[LaneWorker],
         table: ResourceTable,
         on_blame: Callable[[Blame], None],
     ) -> None:
@@ -168,7 +168,8 @@ class Contexts:
             token, self._next_token = self._next_token, self._next_token + 1
             self._waiting[token] = done
         try:
-            return self._plane.send(context.worker.lane, message.encode(), COMPLETE if done else 0, token)
+            flags = COMPLETE if done else 0
+            return self._plane.send(context.worker.lane, context.ctx_id, message.encode(), flags, token)
         except BrokenPipeError:
             if done is not None:
                 del self._waiting[token]
@@ -194,14 +195,14 @@ class Contexts:
 
     # ---- what happens to workers
 
-    def worker_faulted(self, worker: Worker, fault: Fault) -> None:
+    def worker_faulted(self, worker: LaneWorker, fault: Fault) -> None:
         """Its engine complains of what the guest sent: a line for whoever debugs the guest program."""
         context = self._by_worker.get(worker.worker_id)
         if context is not None:
             more = f" (and {fault.count - 1} more)" if fault.count > 1 else ""
             log.warning("%s: %s%s", context, fault.text, more)
 
-    def worker_gone(self, worker: Worker) -> None:
+    def worker_gone(self, worker: LaneWorker) -> None:
         """Its lane is lost already: fences have retired. Resources that only it held are lost."""
         context = self._by_worker.get(worker.worker_id)
         if context is None or context.destroyed:
@@ -213,23 +214,14 @@ class Contexts:
             self._plane.detach_resource(resource_id, context.ctx_id)
         context.resources.clear()
 
-    def worker_reaped(self, worker: Worker) -> None:
+    def worker_reaped(self, worker: LaneWorker) -> None:
         """Now it is known how it ended."""
         context = self._by_worker.pop(worker.worker_id, None)
         if context is None:
             return
         expected = context.destroyed and (worker.doom is not None or worker.wait_status == 0)
         if not expected:
-            self._on_blame(Blame(context.ctx_id, context.name, worker.pid, self._cause(worker)))
-
-    @staticmethod
-    def _cause(worker: Worker) -> str:
-        cause = cause_of(worker.wait_status) if worker.wait_status is not None else "ended"
-        if worker.doom:
-            cause = f"{worker.doom} ({cause})"
-        if worker.faults:
-            cause += f"; its last complaint: {worker.faults[-1]}"
-        return cause
+            self._on_blame(Blame(context.ctx_id, context.name, worker.pid, worker.cause()))
 
     def lane(self, number: int) -> Lane | None:
         """The lane of a worker in use, by its number."""

@@ -1,16 +1,18 @@
-"""The Unix socket that front ends connect to."""
+"""The Unix sockets that front ends and clients connect to."""
 
 import errno
 import os
 import socket
 import stat
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 MAX_PATH_BYTES: Final = 107  # sun_path with its NUL, unix(7)
-_OWNER_ONLY: Final = 0o600
-_BACKLOG: Final = 8
+OWNER_ONLY: Final = 0o600
+_BACKLOG: Final = 128
 
 
 class ListenError(Exception):
@@ -26,39 +28,71 @@ def check_socket_path(path: Path) -> None:
         raise ListenError(f"no such directory for the socket: {path.parent}")
 
 
-class Listener:
-    """A listening socket at `path`, for its owner alone (mode 0600), removed when closed."""
+@dataclass(frozen=True, slots=True)
+class SocketOwner:
+    """Whose the socket's file becomes; None leaves what a new file has."""
 
-    def __init__(self, path: Path) -> None:
-        """Replaces a socket that nobody listens on any more, and nothing else. Raises ListenError."""
+    uid: int | None = None
+    gid: int | None = None
+
+    def __str__(self) -> str:
+        return ":".join("" if number is None else str(number) for number in (self.uid, self.gid)).removesuffix(":")
+
+
+class Listener:
+    """A listening Unix stream socket. accept() does not block."""
+
+    def __init__(self, sock: socket.socket, path: Path | None) -> None:
+        """Takes over `sock`. `path` is its file if that is ours to remove."""
+        sock.setblocking(False)
+        self.socket = sock
+        self.path = path
+        self._inode = _inode(path) if path is not None else None
+
+    @classmethod
+    def at(cls, path: Path, mode: int = OWNER_ONLY, owner: SocketOwner | None = None) -> Self:
+        """Listens on a new socket file with this mode and owner.
+
+        Replaces a socket that nobody listens on any more, and nothing else. Raises ListenError.
+        """
         check_socket_path(path)
         _remove_stale(path)
-        self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            os.fchmod(self.socket.fileno(), _OWNER_ONLY)  # bind gives its mode to the file, which never has a wider one
-            self.socket.bind(os.fspath(path))
-            self.socket.listen(_BACKLOG)
-        except OSError as reason:
-            self.socket.close()
-            raise ListenError(f"cannot listen on {path}: {reason.strerror}") from reason
-        self._inode = _inode(path)
+        with ExitStack() as undo:
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            try:
+                os.fchmod(sock.fileno(), OWNER_ONLY)  # bind gives its mode to the file, so nobody else sees a wider one
+                sock.bind(os.fspath(path))
+                undo.callback(path.unlink, missing_ok=True)
+                _set_access(path, mode, owner)
+                sock.listen(_BACKLOG)
+            except OSError as reason:
+                raise ListenError(f"cannot listen on {path}: {reason.strerror}") from reason
+            undo.pop_all()
+        return cls(sock, path)
+
+    @classmethod
+    def inherited(cls, fd: int) -> Self:
+        """Takes over a listening socket that was inherited; its file is not ours. Raises ListenError."""
+        return cls(_stream_socket(fd, listening=True), None)
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     def accept(self) -> socket.socket:
-        """The next front end's connection. BlockingIOError if there is none."""
+        """The next connection, which blocks. BlockingIOError if there is none."""
         connection, _address = self.socket.accept()
         return connection
 
     def close(self) -> None:
-        """Stop listening; remove the path unless somebody else has taken it since. May be called again."""
+        """Stop listening; remove our file unless somebody else has taken its path since. May be called again."""
         if self.socket.fileno() < 0:
             return
-        if _inode(self.path) == self._inode:
+        if self.path is not None and _inode(self.path) == self._inode:
             self.path.unlink(missing_ok=True)
         self.socket.close()
+
+    def __str__(self) -> str:
+        return str(self.path) if self.path is not None else f"inherited socket {self.fileno()}"
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +101,23 @@ class Listener:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _set_access(path: Path, mode: int, owner: SocketOwner | None) -> None:
+    """Before listen(): nobody can connect yet. By a descriptor: whatever the path may mean by now, it is our socket."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise ListenError(f"{path} was replaced while it was made")
+        itself = f"/proc/self/fd/{fd}"
+        if owner is not None:
+            try:
+                os.chown(itself, *(-1 if number is None else number for number in (owner.uid, owner.gid)))
+            except OSError as reason:
+                raise ListenError(f"cannot give {path} to {owner}: {reason.strerror}") from reason
+        os.chmod(itself, mode)
+    finally:
+        os.close(fd)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
@@ -104,6 +155,15 @@ def _somebody_listens(path: Path) -> bool:
 
 def connection_from_fd(fd: int) -> socket.socket:
     """The connected Unix stream socket that was inherited as `fd`. Raises ListenError. It is not inherited further."""
+    return _stream_socket(fd, listening=False)
+
+
+def check_listening_fd(fd: int) -> None:
+    """Raises ListenError if `fd` is not a listening Unix stream socket."""
+    _stream_socket(fd, listening=True).detach()
+
+
+def _stream_socket(fd: int, *, listening: bool) -> socket.socket:
     try:
         sock = socket.socket(fileno=fd)
     except OSError as reason:
@@ -111,8 +171,9 @@ def connection_from_fd(fd: int) -> socket.socket:
     try:
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
             raise ListenError(f"descriptor {fd} is not a Unix stream socket")
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise ListenError(f"descriptor {fd} is a listening socket, a connected one is expected")
+        if bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) != listening:
+            found, wanted = ("a connected", "a listening") if listening else ("a listening", "a connected")
+            raise ListenError(f"descriptor {fd} is {found} socket, {wanted} one is expected")
         os.set_inheritable(fd, False)
     except BaseException:
         sock.detach()

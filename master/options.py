@@ -4,10 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from master.listener import OWNER_ONLY, SocketOwner
+
 ENGINES: Final = ("virgl", "null")
+VTEST_ENGINES: Final = ("virgl",)
 DEFAULT_SIZE: Final = (1280, 800)
 DEFAULT_SPARES: Final = 2
 DEFAULT_HANG_TIMEOUT_S: Final = 10.0
+DEFAULT_MAX_CLIENTS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +34,38 @@ class ServeOptions:
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:
-        if (self.socket_path is None) == (self.fd is None):
-            raise ValueError("exactly one of socket_path and fd must be given")
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine {self.engine!r} is none of {', '.join(ENGINES)}")
+        _check_source(self.socket_path, self.fd)
+        _check_engine(self.engine, ENGINES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VtestOptions:
+    """Exactly one of socket_path (to make and listen on) and fd (a listening Unix stream socket, open) is given.
+
+    socket_mode: permission bits of the socket's file; socket_owner: whose it becomes. max_clients: clients served at a
+    time; more are refused. The rest as in ServeOptions; engine is one of VTEST_ENGINES.
+    """
+
+    socket_path: Path | None = None
+    fd: int | None = None
+    socket_mode: int = OWNER_ONLY
+    socket_owner: SocketOwner | None = None
+    max_clients: int = DEFAULT_MAX_CLIENTS
+    render_node: Path | None = None
+    engine: str = "virgl"
+    spares: int = DEFAULT_SPARES
+    log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        _check_source(self.socket_path, self.fd)
+        _check_engine(self.engine, VTEST_ENGINES)
+
+
+def _check_source(socket_path: Path | None, fd: int | None) -> None:
+    if (socket_path is None) == (fd is None):
+        raise ValueError("exactly one of socket_path and fd must be given")
+
+
+def _check_engine(engine: str, known: tuple[str, ...]) -> None:
+    if engine not in known:
+        raise ValueError(f"engine {engine!r} is none of {', '.join(known)}")

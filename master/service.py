@@ -6,9 +6,7 @@ one finds warm spares.
 
 import asyncio
 import logging
-import signal
 import socket
-from typing import Any
 
 from ipc.messages import EngineName
 from master.blame import Blame
@@ -16,9 +14,11 @@ from master.capsets import Capset, for_guest
 from master.contexts import Contexts
 from master.device import GpuDevice
 from master.hang_watch import HangWatch
+from master.lane_worker import LaneWorkers
+from master.lifetime import Lifetime, run_service
 from master.listener import Listener, connection_from_fd
 from master.options import ServeOptions
-from master.supervisor import NoWorkers, Supervisor, ensure_fd_limit
+from master.supervisor import Supervisor
 from master.vhost_user import VhostUserBackend
 from native.dataplane import LaneBroken, Plane
 from resource_table import ResourceTable
@@ -32,12 +32,17 @@ class Service:
     def __init__(self, options: ServeOptions, loop: asyncio.AbstractEventLoop) -> None:
         self._options = options
         self._loop = loop
-        self._ended: asyncio.Future[int] = loop.create_future()
+        self._lifetime = Lifetime(loop)
         self._plane = Plane()
         self._table = ResourceTable()
         render_node = str(options.render_node) if options.render_node else None
         self._supervisor = Supervisor(
-            loop, self._plane, EngineName(options.engine), options.spares, render_node, self._fatal, options.log_level
+            loop,
+            LaneWorkers(self._plane, EngineName(options.engine)),
+            options.spares,
+            render_node,
+            self._lifetime.fatal,
+            options.log_level,
         )
         self._contexts = Contexts(self._plane, self._supervisor, self._table, self._blame)
         self._hang_watch = HangWatch(loop, self._plane, self._contexts, options.hang_timeout_s)
@@ -48,34 +53,31 @@ class Service:
 
     async def run(self) -> int:
         """Serves until the end. Returns the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._loop.add_signal_handler(number, self._end, 0)
-        self._loop.set_exception_handler(self._bug)
+        self._lifetime.begin()
         try:
             # The path exists before the first worker does: a VMM may connect at once, and is answered when we are
             # ready.
             if self._options.socket_path is not None:
-                self._listener = Listener(self._options.socket_path)
+                self._listener = Listener.at(self._options.socket_path)
             self._plane.start()
             await self._start_workers()
             self._hang_watch.start()
             self._accept_front_ends()
-            return await self._ended
+            return await self._lifetime.ended
         finally:
             self._close()
 
     async def _start_workers(self) -> None:
         first = await self._supervisor.start()
         self._capsets = [for_guest(capset) for capset in first.capsets]
-        if first.ready is not None:
-            log.info("rendering by %s: %s", first.ready.engine, first.ready.renderer)
+        log.info("rendering by %s", first.renderer())
         names = ", ".join(f"{capset.capset_id}.{capset.version}" for capset in self._capsets)
         log.info("capability sets: %s", names or "none")
 
     def _accept_front_ends(self) -> None:
         self._loop.add_reader(self._plane, self._pump)
         if self._listener is not None:
-            log.info("listening on %s", self._options.socket_path)
+            log.info("listening on %s", self._listener)
             self._loop.add_reader(self._listener, self._accept)
         else:
             assert self._options.fd is not None
@@ -112,7 +114,7 @@ class Service:
             log.error("the front end is gone: %s", reason)
         self._drop_front_end()
         if self._listener is None or not self._options.keep_listening:
-            self._end(0)
+            self._lifetime.end(0)
 
     def _drop_front_end(self) -> None:
         if self._device is not None:
@@ -133,19 +135,6 @@ class Service:
     def _blame(self, blame: Blame) -> None:
         log.error("context lost: %s", blame)
 
-    def _fatal(self, why: str) -> None:
-        log.error("%s", why)
-        self._end(1)
-
-    def _bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An exception that nobody caught is a bug of ours: say all about it and stop."""
-        log.critical("internal error: %s", context.get("message"), exc_info=context.get("exception"))
-        self._end(70)
-
-    def _end(self, code: int) -> None:
-        if not self._ended.done():
-            self._ended.set_result(code)
-
     def _close(self) -> None:
         if self._listener is not None:
             self._loop.remove_reader(self._listener)
@@ -161,13 +150,4 @@ class Service:
 
 def serve(options: ServeOptions) -> int:
     """Runs the service. Returns the exit code. Raises ListenError when there is nothing to serve on."""
-    ensure_fd_limit()
-
-    async def run() -> int:
-        try:
-            return await Service(options, asyncio.get_running_loop()).run()
-        except NoWorkers as error:
-            log.error("%s", error)
-            return 1
-
-    return asyncio.run(run())
+    return run_service(lambda loop: Service(options, loop).run())

@@ -1,8 +1,10 @@
 """The workers: asking the launcher for them, keeping warm spares, noticing their end.
 
-A worker goes through: spawn() (its memory exists, work can be placed) -> Spawned (a pid and a pidfd) -> Ready and its
-capability sets -> spare or in use -> its pidfd is readable (gone: its lane is lost at once, so that fences retire) ->
-Exited from the launcher, which alone can say how it ended -> forgotten.
+A worker goes through: spawn() (what it is given exists, work can be placed) -> Spawned (a pid and a pidfd) -> Ready and
+its capability sets -> spare or in use -> its pidfd is readable (gone: it is lost at once, so that nobody waits for it)
+-> Exited from the launcher, which alone can say how it ended -> forgotten.
+
+What workers are for is not known here: a WorkerKind asks for them and knows what else they are given.
 """
 
 import asyncio
@@ -12,17 +14,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from context_worker.lockdown import WORKER_ENVIRONMENT
 from ipc import messages
 from ipc.channel import Channel, channel_pair
 from ipc.errors import ChannelClosed, ChannelError
-from ipc.messages import EngineName, Exited, Fault, Message, Spawned, SpawnFailed, SpawnWorker
-from ipc.ring import STAGING_BYTES, WorkerMemory
+from ipc.messages import Exited, Fault, Message, Spawned, SpawnFailed
 from master.worker import Worker
-from native.dataplane import Lane, Plane
 from native.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
@@ -30,50 +29,67 @@ log = logging.getLogger(__name__)
 CHANNEL_GRACE = 5.0  # seconds that a worker may live on after it has closed its channel
 MESSAGES_AT_ONCE = 16
 LAUNCHER_GRACE = 5.0  # seconds that a new launcher has to live before its end is no reason to give up
+REFILL_DELAY = 0.5  # seconds that spares wait to be started; see Supervisor._refill_soon
+
+W = TypeVar("W", bound=Worker)
+W_co = TypeVar("W_co", bound=Worker, covariant=True)
+W_contra = TypeVar("W_contra", bound=Worker, contravariant=True)
+
+Ask = Callable[[Message, list[OwnedFd]], None]
 
 
 class NoWorkers(Exception):
     """No worker can be brought up here; the text is for the user."""
 
 
-class WorkerOwner(Protocol):
+class WorkerKind(Protocol[W_co]):
+    """What a service's workers are for: how one is asked for, and what it is given besides its channel."""
+
+    def order(self, worker_id: int, channel: Channel, ask: Ask) -> W_co:
+        """Makes a worker with our end of its channel, and asks the launcher for its process by ask(message, fds).
+
+        The worker's own end of the channel goes before the `fds`, which are lent. Raises OSError, with nothing left but
+        the channel.
+        """
+
+
+class WorkerOwner(Protocol[W_contra]):
     """Who is told of workers in use."""
 
-    def worker_faulted(self, worker: Worker, fault: Fault) -> None:
-        """Its engine complains of what the guest sent."""
+    def worker_faulted(self, worker: W_contra, fault: Fault) -> None:
+        """Its engine complains of what it was sent."""
 
-    def worker_gone(self, worker: Worker) -> None:
-        """Its process has ended; its lane is lost."""
+    def worker_gone(self, worker: W_contra) -> None:
+        """Its process has ended; worker.lost() was called."""
 
-    def worker_reaped(self, worker: Worker) -> None:
+    def worker_reaped(self, worker: W_contra) -> None:
         """worker.wait_status is known. The worker is forgotten after this."""
 
 
-class Supervisor:
+class Supervisor(Generic[W]):
     """Starts, keeps and buries workers."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        plane: Plane,
-        engine: EngineName,
+        kind: WorkerKind[W],
         spares: int,
         render_node: str | None,
         on_fatal: Callable[[str], None],
         log_level: str = "INFO",
     ) -> None:
-        self.owner: WorkerOwner | None = None
+        self.owner: WorkerOwner[W] | None = None
         self._loop = loop
-        self._plane = plane
-        self._engine = engine
+        self._kind = kind
         self._wanted_spares = spares
         self._render_node = render_node
         self._on_fatal = on_fatal
         self._log_level = log_level
         self._next_id = 1
-        self._workers: dict[int, Worker] = {}
-        self._spares: list[Worker] = []
-        self._first: asyncio.Future[Worker] | None = None
+        self._workers: dict[int, W] = {}
+        self._spares: list[W] = []
+        self._refill: asyncio.TimerHandle | None = None
+        self._first: asyncio.Future[W] | None = None
         self._launcher: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._launched_at = 0.0
@@ -81,7 +97,7 @@ class Supervisor:
 
     # ---- life
 
-    async def start(self) -> Worker:
+    async def start(self) -> W:
         """Starts the launcher and the first worker. Returns it once it serves, for its capability sets.
 
         Raises NoWorkers if none comes up.
@@ -94,6 +110,8 @@ class Supervisor:
     def close(self) -> None:
         """Ends everything. The launcher kills and reaps its workers when its channel closes."""
         self._closing = True
+        if self._refill is not None:
+            self._refill.cancel()
         for worker in list(self._workers.values()):
             self._forget(worker)
         if self._channel is not None:
@@ -125,8 +143,8 @@ class Supervisor:
 
     # ---- giving workers out
 
-    def take(self) -> Worker:
-        """A worker for a new context: a warm spare, or a cold one that is being started. Its lane takes work already.
+    def take(self) -> W:
+        """A worker to use: a warm spare, or a cold one that is being started. It can be given work already.
 
         Raises OSError if there is none to be had.
         """
@@ -137,14 +155,21 @@ class Supervisor:
             self._spares.remove(worker)
         else:
             worker = self._spawn()
-        self._loop.call_soon(self._fill_spares)
+        self._refill_soon()
         return worker
 
-    def workers(self) -> list[Worker]:
+    def workers(self) -> list[W]:
         """All of them, spares too."""
         return list(self._workers.values())
 
+    def _refill_soon(self) -> None:
+        """Not at once: the start of a driver keeps a core busy, and whoever has just been given a worker wants to start
+        too. When workers cannot start, the pause also keeps us from spinning."""
+        if self._refill is None and not self._closing:
+            self._refill = self._loop.call_later(REFILL_DELAY, self._fill_spares)
+
     def _fill_spares(self, at_least: int = 0) -> None:
+        self._refill = None
         if self._closing or self._channel is None:
             return
         try:
@@ -153,35 +178,25 @@ class Supervisor:
         except OSError as error:
             log.error("no spare worker: %s", error)
 
-    def _spawn(self) -> Worker:
-        if self._channel is None:
-            raise OSError("there is no launcher")
+    def _spawn(self) -> W:
         worker_id, self._next_id = self._next_id, self._next_id + 1
-        with ExitStack() as given:
-            memory = WorkerMemory.create()
-            given.callback(memory.close)
-            ours, theirs = channel_pair()
-            given.callback(theirs.close)
-            with ExitStack() as undo:
-                undo.callback(ours.close)
-                lane = Lane(
-                    worker_id,
-                    memory.ring.fd,
-                    memory.staging.fd,
-                    STAGING_BYTES,
-                    memory.ring_worker.fd,
-                    memory.master_doorbell.fd,
+        ours, theirs = channel_pair()
+        channel = Channel(ours, messages.FROM_WORKER)
+        with theirs:
+            try:
+                worker = self._kind.order(
+                    worker_id, channel, lambda message, fds: self._ask(message, [theirs.fileno(), *fds])
                 )
-                undo.callback(self._plane.free_lane, lane)
-                self._plane.add_lane(lane)
-                self._ask(SpawnWorker(worker_id, self._engine), [theirs.fileno(), *memory.fds()])
-                undo.pop_all()
-        worker = self._workers[worker_id] = Worker(worker_id, lane, Channel(ours, messages.FROM_WORKER))
+            except BaseException:
+                channel.close()
+                raise
+        self._workers[worker_id] = worker
         self._loop.add_reader(worker.channel, self._hear_worker, worker)
         return worker
 
     def _ask(self, message: Message, fds: list[OwnedFd | int]) -> None:
-        assert self._channel is not None
+        if self._channel is None:
+            raise OSError("there is no launcher")
         try:
             self._channel.send(message, fds)
         except ChannelError as error:
@@ -217,7 +232,7 @@ class Supervisor:
             self._gone(worker)
             self._reaped(worker)
 
-    def _hear_worker(self, worker: Worker) -> None:
+    def _hear_worker(self, worker: W) -> None:
         try:
             for _ in range(MESSAGES_AT_ONCE):  # a worker that never stops talking must not keep us from the others
                 received = worker.channel.recv_nowait()
@@ -236,12 +251,12 @@ class Supervisor:
         if worker.serving and self._first is not None and not self._first.done():
             self._first.set_result(worker)
 
-    def _gone(self, worker: Worker) -> None:
+    def _gone(self, worker: W) -> None:
         """Its process has ended. First of all nobody may wait for it any longer."""
         if worker.dead:
             return
         worker.dead = True
-        self._plane.lose_lane(worker.lane)
+        worker.lost()
         self._hear_worker(worker)  # its last words may have come together with its end
         if worker.pidfd is not None:
             self._loop.remove_reader(worker.pidfd)
@@ -250,26 +265,22 @@ class Supervisor:
         elif self.owner is not None:
             self.owner.worker_gone(worker)
 
-    def _reaped(self, worker: Worker) -> None:
+    def _reaped(self, worker: W) -> None:
         if self.owner is not None:
             self.owner.worker_reaped(worker)
-        never_served = not worker.serving
         self._forget(worker)
         if self._first is not None and not self._first.done():
             self._first.set_exception(NoWorkers("the first worker ended before it could serve; its log says why"))
-        elif never_served:
-            self._loop.call_later(1.0, self._fill_spares)  # do not spin when workers cannot start
         else:
-            self._fill_spares()
+            self._refill_soon()
 
-    def _forget(self, worker: Worker) -> None:
+    def _forget(self, worker: W) -> None:
         self._workers.pop(worker.worker_id, None)
         if worker in self._spares:
             self._spares.remove(worker)
         self._loop.remove_reader(worker.channel)
         if worker.pidfd is not None:
             self._loop.remove_reader(worker.pidfd)
-        self._plane.free_lane(worker.lane)
         worker.close()
 
     def _launcher_lost(self, why: str) -> None:
@@ -283,7 +294,7 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             self._launcher.kill()
             code = self._launcher.wait()
-        log.error("the launcher ended (%s, exit code %d): every context is lost", why, code)
+        log.error("the launcher ended (%s, exit code %d): every worker is lost", why, code)
         for worker in list(self._workers.values()):
             worker.doom = worker.doom or "the launcher ended"
             self._gone(worker)

@@ -9,28 +9,27 @@ from ipc import messages
 from ipc.channel import Channel
 from ipc.errors import ProtocolError
 from ipc.messages import Fault, Message, Ready
+from master.blame import cause_of
 from master.capsets import Capset
-from native.dataplane import Lane
 from native.owned_fd import OwnedFd
 
 FAULTS_KEPT = 8
 MAX_CAPSETS = 16
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class Worker:
-    """A worker process, its lane and its channel. It exists for us from the moment we ask for it: its lane takes work
-    before its process has started."""
+    """A worker process and its channel. It exists for us from the moment we ask for it: it can be given work before its
+    process has started."""
 
     worker_id: int
-    lane: Lane
     channel: Channel
     pid: int = 0
     pidfd: OwnedFd | None = None
     ready: Ready | None = None
     capsets: list[Capset] = field(default_factory=list)
     serving: bool = False
-    """All its capability sets have come: it looks at its ring."""
+    """All its capability sets have come: it looks at what it is sent."""
     dead: bool = False
     wait_status: int | None = None
     doom: str | None = None
@@ -56,6 +55,10 @@ class Worker:
         elif isinstance(message, messages.CapsetsDone):
             self.serving = True
 
+    def renderer(self) -> str:
+        """What it renders with, for a person, once it serves."""
+        return f"{self.ready.engine}: {self.ready.renderer}" if self.ready is not None else "nothing"
+
     def kill(self, why: str) -> None:
         """SIGKILL by pidfd, so that it can hit nobody else; as soon as there is one, if it is still being started."""
         if self.dead:
@@ -73,8 +76,20 @@ class Worker:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
+    def lost(self) -> None:
+        """Its process has ended: nobody may wait for it any longer."""
+
+    def cause(self) -> str:
+        """What ended it, in words for a person."""
+        cause = cause_of(self.wait_status) if self.wait_status is not None else "ended"
+        if self.doom:
+            cause = f"{self.doom} ({cause})"
+        if self.faults:
+            cause += f"; its last complaint: {self.faults[-1]}"
+        return cause
+
     def close(self) -> None:
-        """Closes what is ours of it, its lane apart."""
+        """Closes what is ours of it."""
         self.channel.close()
         if self.pidfd is not None:
             self.pidfd.close()

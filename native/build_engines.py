@@ -15,8 +15,14 @@ from cffi import FFI
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # setuptools runs this file on its own
 from native.cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, sanitize_flags
 
-SOURCES = ("engine.c", "consumer.c", "null_engine.c", "virgl_engine.c", "virgl_egl.c", "virgl_log.c")
-INCLUDES = ("consumer.h", "null_engine.h", "virgl_engine.h", "virgl_log.h")
+SOURCES = (
+    *("engine.c", "consumer.c"),
+    *("null_engine.c", "null_vtest.c"),
+    *("virgl_engine.c", "virgl_egl.c", "virgl_log.c", "virgl_vtest.c", "virgl_gl_fence.c"),
+    *("vtest_session.c", "vtest_commands.c", "vtest_commands3.c"),
+    *("vtest_stream.c", "vtest_resources.c", "vtest_syncs.c", "idmap.c"),
+)
+INCLUDES = ("consumer.h", "null_engine.h", "virgl_engine.h", "virgl_log.h", "vtest_session.h")
 PACKAGES = ("virglrenderer", "egl")
 
 

@@ -129,11 +129,15 @@ class NullEngine(NativeEngine):
 class VirglEngine(NativeEngine):
     """libvirglrenderer with one guest context. There can be one of these in the life of a process."""
 
-    def __init__(self, egl_display: int, egl_config: int, *, gles: bool) -> None:
-        """Initialise virglrenderer on an EGLDisplay and EGLConfig (addresses). Raises OSError when it refuses."""
+    def __init__(self, egl_display: int, egl_config: int, *, gles: bool, for_vtest: bool = False) -> None:
+        """Initialise virglrenderer on an EGLDisplay and EGLConfig (addresses). Raises OSError when it refuses.
+
+        `for_vtest`: a VtestSession will drive it, not a Consumer.
+        """
         text = ffi.new("char[256]")
+        use = lib.ISO_VIRGL_FOR_VTEST if for_vtest else lib.ISO_VIRGL_FOR_RING
         pointer = lib.iso_virgl_engine_init(
-            ffi.cast("void *", egl_display), ffi.cast("void *", egl_config), gles, text, ffi.sizeof(text)
+            ffi.cast("void *", egl_display), ffi.cast("void *", egl_config), gles, use, text, ffi.sizeof(text)
         )
         if pointer == ffi.NULL:
             raise OSError(ffi.errno, _text(text))
@@ -146,12 +150,8 @@ class VirglEngine(NativeEngine):
     def capset(self, capset_id: int) -> tuple[int, bytes] | None:
         """Newest version and bytes of a capability set, None if virglrenderer has no such set."""
         version, size = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-        lib.iso_virgl_capset_size(capset_id, version, size)
-        if size[0] == 0:
-            return None
-        data = ffi.new("uint8_t[]", size[0])
-        lib.iso_virgl_capset_fill(capset_id, version[0], data)
-        return version[0], bytes(ffi.buffer(data))
+        data = lib.iso_virgl_capset(capset_id, version, size)
+        return None if data == ffi.NULL else (version[0], bytes(ffi.buffer(data, size[0])))
 
     def context_create(self, ctx_id: int, capset_id: int, name: str) -> int:
         """Create the guest context; 0 or a positive errno. `name` is shown in virglrenderer's messages."""

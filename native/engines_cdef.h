@@ -10,6 +10,8 @@
 #define ISO_RING_MAX_PAYLOAD ...
 #define ISO_RING_TOTAL_BYTES ...
 #define ISO_VIRGL_NAME_MAX ...
+#define ISO_VTEST_MAX_SUBMIT_BYTES ...
+#define ISO_VTEST_MAX_TRANSFER_BYTES ...
 
 enum iso_record_type {
     ISO_RECORD_PAD, ISO_RECORD_SUBMIT, ISO_RECORD_TRANSFER_WRITE, ISO_RECORD_TRANSFER_READ, ISO_RECORD_FENCE,
@@ -21,6 +23,10 @@ enum iso_status {
     ISO_STATUS_OUT_OF_MEMORY, ISO_STATUS_LOST, ...
 };
 enum iso_wake { ISO_WAKE_CONTROL, ISO_WAKE_HANGUP, ISO_WAKE_BROKEN, ISO_WAKE_FAULT, ... };
+enum iso_virgl_use { ISO_VIRGL_FOR_RING, ISO_VIRGL_FOR_VTEST, ... };
+enum iso_vtest_wake {
+    ISO_VTEST_NAMED, ISO_VTEST_FAULT, ISO_VTEST_LEFT, ISO_VTEST_REFUSED, ISO_VTEST_HUNG_UP, ISO_VTEST_SPOKEN, ...
+};
 enum iso_null_opcode {
     ISO_NULL_NOP, ISO_NULL_BUSY, ISO_NULL_ABORT, ISO_NULL_HANG, ISO_NULL_FAIL, ISO_NULL_DELAY, ...
 };
@@ -62,10 +68,10 @@ void iso_consumer_statistics(struct iso_consumer *consumer, struct iso_consumer_
 struct iso_engine *iso_null_engine_new(void);
 void iso_null_engine_free(struct iso_engine *engine);
 
-struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, char *error_text, size_t error_size);
+struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, uint32_t use,
+                                         char *error_text, size_t error_size);
 void iso_virgl_started(void);
-void iso_virgl_capset_size(uint32_t id, uint32_t *version, uint32_t *size);
-void iso_virgl_capset_fill(uint32_t id, uint32_t version, void *bytes);
+const void *iso_virgl_capset(uint32_t id, uint32_t *version, uint32_t *size);
 int iso_virgl_context_create(uint32_t ctx_id, uint32_t capset_id, const char *name);
 void iso_virgl_context_destroy(void);
 int iso_virgl_resource_attach(const struct iso_virgl_resource *resource);
@@ -73,3 +79,21 @@ int iso_virgl_resource_detach(uint32_t resource_id);
 uint32_t iso_virgl_version(void);
 
 void iso_virgl_log_set_prefix(const char *prefix);
+
+struct iso_vtest_session;
+
+struct iso_vtest_event {
+    uint32_t reason;
+    uint32_t protocol_version;
+    uint64_t faults;
+    char text[256];
+};
+
+struct iso_vtest_statistics {
+    uint64_t commands, submits, transfers, resources, waits, fences, receives, sends;
+};
+
+struct iso_vtest_session *iso_vtest_session_new(int client_fd, int channel_fd, struct iso_engine *engine);
+void iso_vtest_session_free(struct iso_vtest_session *session);
+uint32_t iso_vtest_session_run(struct iso_vtest_session *session, struct iso_vtest_event *event);
+void iso_vtest_session_statistics(const struct iso_vtest_session *session, struct iso_vtest_statistics *statistics);

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 from xprocess.xprocess import XProcess
 
+from bench.clients.build import Programs
+from bench.clients.build import build as build_clients
 from tests import sanitized
 from tests.fake_vmm import FakeVmm
-from tests.service_process import ServiceProcess, forget_crashed_runs
+from tests.service_process import VTEST_COMMAND, ServiceProcess, forget_crashed_runs
+from tests.vtest_lab import GEARS, MesaProgram
+from tests.vtest_pictures import Picture, read_ppm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +42,20 @@ def start_service(xprocess: XProcess, service_environment: dict[str, str]) -> Se
         arguments: list[str] | None = None, *, env: dict[str, str] | None = None, keep_listening: bool = True
     ) -> ServiceProcess:
         environment = {**service_environment, **(env or {})}
-        return ServiceProcess(xprocess, arguments or [], env=environment, keep_listening=keep_listening)
+        every_time = ["--keep-listening"] if keep_listening else []
+        return ServiceProcess(xprocess, [*every_time, *(arguments or [])], env=environment)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start_vtest(xprocess: XProcess, service_environment: dict[str, str]) -> ServiceFactory:
+    """Starts a vtest service that the caller stops: start_vtest(["--max-clients=1"], env={...})."""
+    forget_crashed_runs(xprocess)
+
+    def start(arguments: list[str] | None = None, *, env: dict[str, str] | None = None) -> ServiceProcess:
+        environment = {**service_environment, **(env or {})}
+        return ServiceProcess(xprocess, arguments or [], command=VTEST_COMMAND, env=environment)
 
     return start
 
@@ -62,15 +79,39 @@ def service(start_service: ServiceFactory, _shared_services: list[ServiceProcess
 @pytest.fixture
 def service_factory(start_service: ServiceFactory) -> Iterator[ServiceFactory]:
     """As start_service, but the services end with the test, and those that still run then have to end with code 0."""
+    yield from _stopped_in_the_end(start_service)
+
+
+@pytest.fixture
+def vtest_factory(start_vtest: ServiceFactory) -> Iterator[ServiceFactory]:
+    """As start_vtest, with ends as in service_factory."""
+    yield from _stopped_in_the_end(start_vtest)
+
+
+@pytest.fixture(scope="session")
+def programs() -> Programs:
+    """Those of bench/clients, built."""
+    return build_clients()
+
+
+@pytest.fixture(scope="session")
+def gears(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Picture:
+    """What GEARS of vtest_lab draws on Mesa's own renderer."""
+    path = tmp_path_factory.mktemp("gears") / "gears.ppm"
+    with MesaProgram(programs, None, *GEARS, picture=path) as program:
+        program.go()
+        program.result()
+    return read_ppm(path)
+
+
+def _stopped_in_the_end(start: ServiceFactory) -> Iterator[ServiceFactory]:
     services: list[ServiceProcess] = []
 
-    def start(
-        arguments: list[str] | None = None, *, env: dict[str, str] | None = None, keep_listening: bool = True
-    ) -> ServiceProcess:
-        services.append(start_service(arguments, env=env, keep_listening=keep_listening))
+    def start_and_note(*arguments: object, **settings: object) -> ServiceProcess:
+        services.append(start(*arguments, **settings))
         return services[-1]
 
-    yield start
+    yield start_and_note
     _stop(services)
 
 

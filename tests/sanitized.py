@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,35 @@ def environment() -> dict[str, str]:
         "UBSAN_OPTIONS": _OPTIONS,
         "PYTHONPATH": str(TREE),
     }
+
+
+def compile_driver(folder: Path, driver: str, sources: tuple[str, ...], *sanitizers: str) -> Path:
+    """Compiles tests/DRIVER.c with files of native/src and sanitizers, without Python; the program."""
+    program = folder / driver
+    native = ROOT / "native" / "src"
+    subprocess.run(
+        [
+            *(os.environ.get("CC", "cc"), "-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread"),
+            *("-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror"),
+            *(f"-fsanitize={','.join(sanitizers)}", "-fno-sanitize-recover=all", f"-I{native}"),
+            *(str(ROOT / "tests" / f"{driver}.c"), *(str(native / name) for name in sources)),
+            *("-o", str(program)),
+        ],
+        check=True,
+    )
+    return program
+
+
+def run_driver(program: Path, *arguments: str) -> str:
+    """What a driver prints. Fails with its messages when it ends with an error or says anything on stderr."""
+    setarch = shutil.which("setarch")
+    assert setarch, "setarch (util-linux) is missing"
+    # ThreadSanitizer maps its shadow at fixed addresses, which layout randomisation of newer kernels may occupy.
+    command = [setarch, os.uname().machine, "-R", str(program), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not result.stderr, result.stderr
+    return result.stdout
 
 
 def reports(log: str) -> list[str]:

@@ -26,6 +26,9 @@ from xprocess import ProcessStarter
 from xprocess.xprocess import XProcess
 
 PROGRAM = "isorend-vhost-user-gpu"
+VTEST_COMMAND = ("isorend", "vtest")
+SOCKET_NAMES = {PROGRAM: "gpu.sock", VTEST_COMMAND[0]: ".virgl_test"}
+"""By program. Debian 12's Mesa looks for a vtest service at /tmp/.virgl_test only, so a test gives it another /tmp."""
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60.0
 LISTENING = "listening on "
@@ -38,10 +41,10 @@ class ServiceEnded(Exception):
 
 
 class ServiceProcess:
-    """A service that listens at socket_path; ready for a front end once made.
+    """A service that listens at socket_path; ready for front ends or clients once made.
 
-    arguments: besides --socket-path and --keep-listening. env: added to the environment. keep_listening: whether it
-    serves one front end after the other. Raises ServiceEnded if it does not come up.
+    arguments: besides --socket-path. command: an installed program and its subcommand. env: added to the environment.
+    Raises ServiceEnded if it does not come up.
     """
 
     def __init__(
@@ -49,17 +52,17 @@ class ServiceProcess:
         xprocess: XProcess,
         arguments: Sequence[str] = (),
         *,
+        command: Sequence[str] = (PROGRAM,),
         env: Mapping[str, str] | None = None,
-        keep_listening: bool = True,
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="isorend-"))
-        self.socket_path = self._directory / "gpu.sock"
+        self.socket_path = self._directory / SOCKET_NAMES[command[0]]
         self.name = f"service-{os.getpid()}-{next(_numbers)}"
         self._xprocess = xprocess
         # No test's end leaves a service behind, whatever ends pytest.
         self.command = [
-            *("setpriv", "--pdeathsig", "KILL", sys.executable, str(Path(sys.executable).parent / PROGRAM)),
-            *(f"--socket-path={self.socket_path}", *(["--keep-listening"] if keep_listening else []), *arguments),
+            *("setpriv", "--pdeathsig", "KILL", sys.executable, str(Path(sys.executable).parent / command[0])),
+            *(*command[1:], f"--socket-path={self.socket_path}", *arguments),
         ]
         self._info = xprocess.getinfo(self.name)
         try:
@@ -136,6 +139,6 @@ def forget_crashed_runs(xprocess: XProcess) -> None:
             continue
         info: Any = xprocess.getinfo(directory.name)
         # Its pid may be another process's by now.
-        if info.isrunning() and any(word.endswith(PROGRAM) for word in psutil.Process(info.pid).cmdline()):
+        if info.isrunning() and any(Path(word).name in SOCKET_NAMES for word in psutil.Process(info.pid).cmdline()):
             info.terminate()
         shutil.rmtree(directory)

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ from types import ModuleType
 
 import pytest
 
-from master import cli
-from master.listener import Listener, ListenError, connection_from_fd
-from master.options import ServeOptions
+from master import cli, vtest_command
+from master.listener import ListenError, SocketOwner
+from master.options import ServeOptions, VtestOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 SOCKET = "--socket-path=/tmp/isorend-test.sock"
@@ -35,6 +34,30 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[ServeOptions]:
     monkeypatch.setitem(sys.modules, "master.service", service)
     monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
     return asked
+
+
+@pytest.fixture
+def served_by_vtest(monkeypatch: pytest.MonkeyPatch) -> list[VtestOptions]:
+    """What the vtest service was asked to do; it ends with exit code 7."""
+    asked: list[VtestOptions] = []
+
+    def serve_vtest(options: VtestOptions) -> int:
+        asked.append(options)
+        return 7
+
+    service = ModuleType("master.vtest_service")
+    vars(service)["serve_vtest"] = serve_vtest
+    monkeypatch.setitem(sys.modules, "master.vtest_service", service)
+    monkeypatch.setattr(vtest_command, "set_up_logging", lambda level: None)
+    return asked
+
+
+@pytest.fixture
+def listening_fd(tmp_path: Path) -> Iterator[int]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "vtest.sock"))
+        listener.listen()
+        yield listener.fileno()
 
 
 def run_program(*arguments: str, function: str = "main") -> subprocess.CompletedProcess[str]:
@@ -100,6 +123,62 @@ def test_an_inherited_socket(served: list[ServeOptions]) -> None:
         assert theirs.recv(100) == b"still open"
 
 
+def test_the_defaults_of_vtest(served_by_vtest: list[VtestOptions]) -> None:
+    assert cli.main(["vtest", SOCKET]) == 7
+    (options,) = served_by_vtest
+    assert options == VtestOptions(
+        socket_path=Path("/tmp/isorend-test.sock"),
+        fd=None,
+        socket_mode=0o600,
+        socket_owner=None,
+        max_clients=64,
+        render_node=None,
+        engine="virgl",
+        spares=2,
+        log_level="INFO",
+    )
+
+
+def test_every_option_of_vtest(served_by_vtest: list[VtestOptions]) -> None:
+    arguments = [
+        "--socket-mode=0660",
+        "--socket-owner=root:4711",
+        "--max-clients=1",
+        "--render-node=/dev/null",
+        "--engine=virgl",
+        "--spares=0",
+        "--log-level=error",
+    ]
+    assert cli.main(["vtest", SOCKET, *arguments]) == 7
+    assert served_by_vtest == [
+        VtestOptions(
+            socket_path=Path("/tmp/isorend-test.sock"),
+            socket_mode=0o660,
+            socket_owner=SocketOwner(0, 4711),
+            max_clients=1,
+            render_node=Path("/dev/null"),
+            engine="virgl",
+            spares=0,
+            log_level="ERROR",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "owner"),
+    [("root", SocketOwner(0, None)), ("12", SocketOwner(12, None)), (":root", SocketOwner(None, 0))],
+)
+def test_owners(served_by_vtest: list[VtestOptions], text: str, owner: SocketOwner) -> None:
+    cli.main(["vtest", SOCKET, f"--socket-owner={text}"])
+    assert served_by_vtest[0].socket_owner == owner
+
+
+def test_an_inherited_listening_socket(served_by_vtest: list[VtestOptions], listening_fd: int) -> None:
+    assert cli.main(["vtest", f"--fd={listening_fd}"]) == 7
+    assert served_by_vtest == [VtestOptions(fd=listening_fd)]
+    os.fstat(listening_fd)
+
+
 # What is refused
 
 
@@ -131,6 +210,21 @@ def test_an_inherited_socket(served: list[ServeOptions]) -> None:
         (["serve", SOCKET, "--two\nlines"], "unrecognized arguments: --two lines"),
         (["serve", SOCKET, "more"], "unrecognized arguments: more"),
         (["descriptor", "--binary=isorend"], "not an absolute path"),
+        (["vtest"], "--socket-path --fd is required"),
+        (["vtest", "--fd=99999"], "descriptor 99999 is not an open socket"),
+        (["vtest", SOCKET, "--socket-mode=rw"], "'rw' is not a mode in octal"),
+        (["vtest", SOCKET, "--socket-mode=888"], "'888' is not a mode in octal"),
+        (["vtest", SOCKET, "--socket-mode=1777"], "'1777' is not a mode in octal from 000 to 777"),
+        (["vtest", SOCKET, "--socket-owner="], "'' is not USER, USER:GROUP or :GROUP"),
+        (["vtest", SOCKET, "--socket-owner=root:"], "'root:' is not USER"),
+        (["vtest", SOCKET, "--socket-owner=no-such-user"], "there is no user 'no-such-user'"),
+        (["vtest", SOCKET, "--socket-owner=:no-such-group"], "there is no group 'no-such-group'"),
+        (["vtest", SOCKET, "--socket-owner=4294967295"], "there is no user '4294967295'"),
+        (["vtest", SOCKET, "--socket-owner=-1"], "there is no user '-1'"),
+        (["vtest", SOCKET, "--max-clients=0"], "'0' is not a number from 1 to 1024"),
+        (["vtest", SOCKET, "--spares=many"], "'many' is not a number"),
+        (["vtest", SOCKET, "--engine=null"], "invalid choice: 'null'"),
+        (["vtest", SOCKET, "--keep-listening"], "unrecognized arguments: --keep-listening"),
     ],
 )
 def test_wrong_arguments_get_one_line(
@@ -157,6 +251,29 @@ def test_options_that_contradict_each_other(served: list[ServeOptions], capsys: 
             assert ended.value.code == 2
             assert capsys.readouterr().err.count("\n") == 1
     assert served == []
+
+
+@pytest.mark.parametrize("option", ["--socket-mode=600", "--socket-owner=root", SOCKET])
+def test_an_inherited_socket_has_its_own_access(
+    served_by_vtest: list[VtestOptions], listening_fd: int, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["vtest", f"--fd={listening_fd}", option])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and option.partition("=")[0] in error
+    assert served_by_vtest == []
+
+
+def test_a_connected_socket_is_not_for_vtest(
+    served_by_vtest: list[VtestOptions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs, pytest.raises(SystemExit) as ended:
+        cli.main(["vtest", f"--fd={theirs.fileno()}"])
+    assert ended.value.code == 2
+    assert "a connected socket, a listening one is expected" in capsys.readouterr().err
+    assert served_by_vtest == []
 
 
 def test_a_socket_that_cannot_be_had_is_one_line_too(
@@ -207,7 +324,7 @@ def test_the_descriptor_finds_the_program(
     assert json.loads(capsys.readouterr().out)["binary"] == str(program)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["descriptor", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["vtest", "--help"], ["descriptor", "--help"]])
 def test_help(arguments: list[str]) -> None:
     program = run_program(*arguments)
     assert (program.returncode, program.stderr) == (0, "")
@@ -247,111 +364,8 @@ def test_commands_come_from_entry_points(monkeypatch: pytest.MonkeyPatch, capsys
         EntryPoint("serve", "tests.test_cli:EXTRA", cli.COMMANDS_GROUP),
     ]
     monkeypatch.setattr(cli, "entry_points", lambda group: entries if group == "isorend.commands" else [])
-    assert [command.name for command in cli.find_commands()] == ["serve", "descriptor", "extra", "lost"]
+    assert [command.name for command in cli.find_commands()] == ["serve", "vtest", "descriptor", "extra", "lost"]
     assert isinstance(cli.find_commands()[0], cli.ServeCommand)
     assert cli.main(["extra"]) == 5
     assert cli.main(["lost", "--with", "arguments"]) == 1
     assert "no_such_package" in capsys.readouterr().err
-
-
-# The listening socket
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "gpu.sock"
-
-
-def test_listening(path: Path) -> None:
-    before = os.umask(0)
-    try:
-        with Listener(path) as listener:
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
-            with pytest.raises(BlockingIOError):
-                listener.accept()
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(str(path))
-                with listener.accept() as connection:
-                    connection.send(b"hello")
-                    assert client.recv(10) == b"hello"
-    finally:
-        os.umask(before)
-    assert not path.exists()
-
-
-def test_a_stale_socket_is_replaced(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(str(path))
-        stale.listen()
-    assert path.exists()
-    with Listener(path) as listener, socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
-        listener.accept().close()
-
-
-def test_a_live_socket_is_left_alone(path: Path) -> None:
-    with Listener(path) as first:
-        with pytest.raises(ListenError, match="in use"):
-            Listener(path)
-        with pytest.raises(BlockingIOError):
-            first.accept()  # it was not even connected to
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-            first.accept().close()
-
-
-@pytest.mark.parametrize("content", ["file", "directory", "link"])
-def test_what_is_no_socket_is_left_alone(path: Path, content: str) -> None:
-    if content == "file":
-        path.write_text("precious")
-    elif content == "directory":
-        path.mkdir()
-    else:
-        path.symlink_to(path.parent / "precious")
-    with pytest.raises(ListenError, match="not a socket"):
-        Listener(path)
-    assert os.path.lexists(path)
-
-
-def test_a_socket_that_was_replaced_is_not_removed(path: Path) -> None:
-    listener = Listener(path)
-    path.unlink()
-    with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(path))
-        listener.close()
-        listener.close()
-        assert path.exists()
-
-
-def test_the_longest_path(tmp_path: Path) -> None:
-    room = 107 - len(os.fsencode(tmp_path)) - 1
-    if room < 1:
-        pytest.skip(f"the temporary directory's own name is too long: {tmp_path}")
-    Listener(tmp_path / ("x" * room)).close()
-    with pytest.raises(ListenError, match="too long: 108 bytes"):
-        Listener(tmp_path / ("x" * (room + 1)))
-
-
-@pytest.fixture
-def unix_listener(path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        yield listener
-
-
-def test_descriptors_that_are_no_connection(unix_listener: socket.socket) -> None:
-    datagram, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    read_end, write_end = os.pipe()
-    with datagram, other, socket.socket() as internet:
-        for fd, words in (
-            (unix_listener.fileno(), "listening"),
-            (datagram.fileno(), "not a Unix stream"),
-            (internet.fileno(), "not a Unix stream"),
-            (read_end, "not an open socket"),
-        ):
-            with pytest.raises(ListenError, match=words):
-                connection_from_fd(fd)
-            os.fstat(fd)  # it is still the caller's
-    os.close(read_end)
-    os.close(write_end)

@@ -1,46 +1,16 @@
 """The consumer's C under sanitizers, driven by consumer_driver.c: no Python, two threads, garbage too."""
 
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
-import pytest
+from tests.sanitized import compile_driver, run_driver
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [ROOT / "native" / "src" / name for name in ("consumer.c", "engine.c", "null_engine.c")]
-CFLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread", "-fno-omit-frame-pointer"]
-WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+SOURCES = ("consumer.c", "engine.c", "null_engine.c", "null_vtest.c")
 
 
 def build(folder: Path, *sanitizers: str) -> Path:
     """Compile the driver with sanitizers."""
-    program = folder / "consumer_driver"
-    subprocess.run(
-        [
-            os.environ.get("CC", "cc"),
-            *CFLAGS,
-            *WARNINGS,
-            f"-fsanitize={','.join(sanitizers)}",
-            "-fno-sanitize-recover=all",
-            f"-I{ROOT / 'native' / 'src'}",
-            str(ROOT / "tests" / "consumer_driver.c"),
-            *map(str, SOURCES),
-            "-o",
-            str(program),
-        ],
-        check=True,
-    )
-    return program
-
-
-def run(command: list[str]) -> str:
-    """What the driver prints; fails with its messages when it ends with an error."""
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert not result.stderr, result.stderr
-    return result.stdout
+    return compile_driver(folder, "consumer_driver", SOURCES, *sanitizers)
 
 
 def check(output: str) -> None:
@@ -52,13 +22,8 @@ def check(output: str) -> None:
 
 
 def test_memory_and_arithmetic(tmp_path: Path) -> None:
-    check(run([str(build(tmp_path, "address", "undefined")), "30000", "300"]))
+    check(run_driver(build(tmp_path, "address", "undefined"), "30000", "300"))
 
 
 def test_threads(tmp_path: Path) -> None:
-    program = build(tmp_path, "thread")
-    setarch = shutil.which("setarch")
-    if setarch is None:
-        pytest.fail("setarch (util-linux) is missing")
-    # ThreadSanitizer maps its shadow at fixed addresses, which layout randomisation of newer kernels may occupy.
-    check(run([setarch, os.uname().machine, "-R", str(program), "30000", "50"]))
+    check(run_driver(build(tmp_path, "thread"), "30000", "50"))

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from context_worker.exit_code import ExitCode
 from context_worker.lockdown import WORKER_ENVIRONMENT
-from context_worker.worker import ExitCode
 from ipc.channel import channel_pair
 from ipc.messages import CreateContext, EngineName, Exited, Fault, Spawned, SpawnFailed, SpawnWorker
 from ipc.ring import RecordStatus, RecordType, WorkerMemory

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from context_worker.worker import ExitCode
+from context_worker.exit_code import ExitCode
 from ipc import ring
 from ipc.errors import ChannelClosed
 from ipc.messages import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from context_worker.worker import ExitCode
+from context_worker.exit_code import ExitCode
 from ipc.messages import (
     AttachResource,
     Capability,

@@ -14,6 +14,7 @@ from master import contexts as contexts_module
 from master.blame import Blame
 from master.contexts import Context, Contexts
 from master.errors import GuestError
+from master.lane_worker import LaneWorkers
 from master.supervisor import Supervisor
 from master.virtio_gpu import ResponseType
 from native.dataplane import Status, Texture, WorkDone
@@ -174,7 +175,7 @@ def test_lost_contexts_count_until_they_are_destroyed(scene: Scene, monkeypatch:
 
 
 def test_without_workers_there_is_no_context(nursery: WorkerNursery) -> None:
-    idle = Supervisor(nursery.driver.loop, nursery.plane, EngineName.NULL, 0, None, nursery.fatal.append)
+    idle = Supervisor(nursery.driver.loop, LaneWorkers(nursery.plane, EngineName.NULL), 0, None, nursery.fatal.append)
     contexts = Contexts(nursery.plane, idle, ResourceTable(), lambda _blame: None)
     with pytest.raises(GuestError) as error:
         contexts.create(ONE, "program", 0)
@@ -299,7 +300,7 @@ def test_blame_says_why_we_killed_it(scene: Scene) -> None:
 
 def test_blame_has_the_last_complaint(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     context = scene.served(ONE)
-    scene.plane.send(context.worker.lane, b"\xff" * 8)
+    scene.plane.send(context.worker.lane, 1, b"\xff" * 8)
     scene.buried(context)
     (blame,) = scene.blames
     assert blame.cause.startswith("exited with code 3; its last complaint: control record")

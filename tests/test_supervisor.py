@@ -13,8 +13,8 @@ import pytest
 
 from ipc.messages import CreateContext, DestroyContext, EngineName, Fault
 from master import supervisor as supervisor_module
+from master.lane_worker import LaneWorker
 from master.supervisor import NoWorkers
-from master.worker import Worker
 from native.dataplane import COMPLETE, Plane, Status, WorkDone
 from tests.device_lab import gone
 from tests.vm.waiting import wait_until
@@ -30,29 +30,29 @@ class Owner:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self.told: list[tuple[str, Worker]] = []
+        self.told: list[tuple[str, LaneWorker]] = []
         self.lane_lost: list[bool] = []
 
-    def worker_faulted(self, worker: Worker, fault: Fault) -> None:
+    def worker_faulted(self, worker: LaneWorker, fault: Fault) -> None:
         self.told.append((fault.text, worker))
 
-    def worker_gone(self, worker: Worker) -> None:
+    def worker_gone(self, worker: LaneWorker) -> None:
         self.told.append(("gone", worker))
         self.lane_lost.append(is_lost(self._plane, worker))
 
-    def worker_reaped(self, worker: Worker) -> None:
+    def worker_reaped(self, worker: LaneWorker) -> None:
         assert worker.lane.handle and worker.channel.fileno() >= 0  # what it had is still there to be asked
         self.told.append(("reaped", worker))
 
-    def of(self, worker: Worker) -> list[str]:
+    def of(self, worker: LaneWorker) -> list[str]:
         """What it was told of one worker."""
         return [what for what, whose in self.told if whose is worker]
 
 
-def is_lost(plane: Plane, worker: Worker) -> bool:
+def is_lost(plane: Plane, worker: LaneWorker) -> bool:
     """Whether the worker's lane refuses work."""
     try:
-        plane.send(worker.lane, DestroyContext().encode())
+        plane.send(worker.lane, 1, DestroyContext().encode())
     except BrokenPipeError:
         return True
     return False
@@ -75,7 +75,7 @@ def children() -> set[int]:
     return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
-def launcher_of(worker: Worker) -> psutil.Process:
+def launcher_of(worker: LaneWorker) -> psutil.Process:
     launcher = psutil.Process(worker.pid).parent()
     assert launcher is not None and launcher.ppid() == os.getpid()
     return launcher
@@ -129,6 +129,26 @@ def test_spares_are_refilled() -> None:
         assert len({worker.worker_id for worker in nursery.supervisor.workers()}) == 4
 
 
+def test_refilling_lets_those_that_were_given_out_start_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with worker_nursery(spares=2) as nursery:
+        nursery.started()
+        nursery.until_spares_serve(2)
+        monkeypatch.setattr(supervisor_module, "REFILL_DELAY", 1000.0)
+        taken = [nursery.supervisor.take() for _ in range(3)]
+        nursery.until(lambda: all(worker.serving for worker in taken), "those that were given out")
+        assert nursery.supervisor.workers() == taken  # the third was started at once, and no spare since
+
+
+def test_a_burst_is_refilled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "REFILL_DELAY", 0.0)
+    with worker_nursery(spares=2) as nursery:
+        nursery.started()
+        taken = [nursery.supervisor.take() for _ in range(4)]
+        nursery.until_spares_serve(2, *taken)
+        nursery.driver.turn(5)
+        assert len(nursery.supervisor.workers()) == 6
+
+
 def test_a_warm_spare_is_preferred_to_one_that_is_starting() -> None:
     with worker_nursery(spares=2) as nursery:
         task = nursery.start()
@@ -149,7 +169,7 @@ def test_a_lane_takes_work_before_its_process_exists(nursery: WorkerNursery) -> 
     nursery.supervisor.take()
     cold = nursery.supervisor.take()
     assert cold.pid == 0
-    assert nursery.plane.send(cold.lane, CREATE, COMPLETE, 9)
+    assert nursery.plane.send(cold.lane, 1, CREATE, COMPLETE, 9)
     nursery.until(lambda: done, "the work that was placed early")
     assert [(each.token, each.status) for each in done] == [(9, Status.OK)]
 
@@ -184,7 +204,7 @@ def test_death_loses_the_lane_before_the_owner_is_told(nursery: WorkerNursery, o
     worker = nursery.started()
     assert nursery.supervisor.take() is worker
     os.kill(worker.pid, signal.SIGSTOP)
-    nursery.plane.send(worker.lane, CREATE, COMPLETE, 5)
+    nursery.plane.send(worker.lane, 1, CREATE, COMPLETE, 5)
     os.kill(worker.pid, signal.SIGKILL)
     nursery.until(lambda: "reaped" in owner.of(worker), "its burial")
     nursery.until(lambda: done, "the end of what it was asked")
@@ -199,8 +219,8 @@ def test_death_loses_the_lane_before_the_owner_is_told(nursery: WorkerNursery, o
 def test_an_exit_gives_the_wait_status(nursery: WorkerNursery, owner: Owner) -> None:
     worker = nursery.started()
     nursery.supervisor.take()
-    nursery.plane.send(worker.lane, CREATE)
-    nursery.plane.send(worker.lane, DestroyContext().encode())
+    nursery.plane.send(worker.lane, 1, CREATE)
+    nursery.plane.send(worker.lane, 1, DestroyContext().encode())
     nursery.until(lambda: "reaped" in owner.of(worker), "its burial")
     assert worker.wait_status == 0
 
@@ -213,7 +233,7 @@ def test_a_worker_that_refuses_a_record_says_why_before_it_ends(
     nursery.supervisor.take()
     if heard == "with its end":
         nursery.driver.loop.remove_reader(worker.channel)
-    nursery.plane.send(worker.lane, NOT_A_MESSAGE)
+    nursery.plane.send(worker.lane, 1, NOT_A_MESSAGE)
     nursery.until(lambda: "reaped" in owner.of(worker), "its burial")
     assert worker.wait_status is not None and os.waitstatus_to_exitcode(worker.wait_status) == 3
     complaint, *rest = owner.of(worker)

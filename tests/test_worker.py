@@ -6,9 +6,7 @@ from ipc import messages
 from ipc.channel import Channel, channel_pair
 from ipc.errors import ProtocolError
 from ipc.messages import Capability, Capset, CapsetsDone, EngineName, Fault, Message, Ready
-from ipc.ring import STAGING_BYTES, WorkerMemory
 from master.worker import FAULTS_KEPT, MAX_CAPSETS, Worker
-from native.dataplane import Lane, Plane
 
 READY = Ready(1, EngineName.NULL, Capability(0), "renderer", "version")
 CAPSET = Capset(2, 2, b"caps")
@@ -16,12 +14,9 @@ CAPSET = Capset(2, 2, b"caps")
 
 @pytest.fixture
 def worker() -> Worker:
-    plane, memory = Plane(), WorkerMemory.create()
-    lane = Lane(1, memory.ring.fd, memory.staging.fd, STAGING_BYTES, memory.ring_worker.fd, memory.master_doorbell.fd)
-    plane.free_lane(lane)
     ours, theirs = channel_pair()
     theirs.close()
-    return Worker(1, lane, Channel(ours, messages.FROM_WORKER))
+    return Worker(1, Channel(ours, messages.FROM_WORKER))
 
 
 def test_an_introduction(worker: Worker) -> None:

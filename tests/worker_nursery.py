@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ipc.messages import EngineName
+from master.lane_worker import LaneWorker, LaneWorkers
 from master.supervisor import Supervisor
-from master.worker import Worker
 from native.dataplane import LaneBroken, Plane, QueueBroken, WorkDone
 from tests.event_loop import LoopDriver
 
@@ -29,7 +29,7 @@ class WorkerNursery:
         self.fatal: list[str] = []
         self.on_work_done: Callable[[WorkDone], object] = lambda _done: None
         self.supervisor = Supervisor(
-            self.driver.loop, self.plane, engine, spares, render_node, self.fatal.append, log_level="ERROR"
+            self.driver.loop, LaneWorkers(self.plane, engine), spares, render_node, self.fatal.append, log_level="ERROR"
         )
         self.driver.loop.add_reader(self.plane, self.pump)
 
@@ -41,13 +41,13 @@ class WorkerNursery:
             elif isinstance(event, LaneBroken | QueueBroken):
                 raise AssertionError(event)
 
-    def start(self) -> asyncio.Task[Worker]:
+    def start(self) -> asyncio.Task[LaneWorker]:
         """The launcher and the first workers exist, and nothing has been heard of them."""
         task = self.driver.loop.create_task(self.supervisor.start())
         self.driver.turn()
         return task
 
-    def started(self) -> Worker:
+    def started(self) -> LaneWorker:
         """The first worker, serving."""
         task = self.start()
         self.until(lambda: task.done() and (task.exception() or task.result().pid), "the first worker")
@@ -65,10 +65,10 @@ class WorkerNursery:
 
         self.driver.until(look, awaited)
 
-    def until_spares_serve(self, count: int, *in_use: Worker) -> list[Worker]:
+    def until_spares_serve(self, count: int, *in_use: LaneWorker) -> list[LaneWorker]:
         """That many workers besides those in use, once they serve."""
 
-        def spares() -> list[Worker]:
+        def spares() -> list[LaneWorker]:
             return [worker for worker in self.supervisor.workers() if worker not in in_use]
 
         self.until(lambda: len(spares()) == count and all(w.serving and w.pid for w in spares()), f"{count} spares")

@@ -22,6 +22,7 @@
 #define ISO_FAULT_TEXT 256
 
 struct iso_engine;
+struct iso_vtest_ops;
 
 struct iso_engine_ops {
     const char *name;
@@ -31,6 +32,7 @@ struct iso_engine_ops {
     uint32_t (*create_fence)(struct iso_engine *engine, uint32_t ring_idx, uint64_t seq);
     void (*poll)(struct iso_engine *engine);
     int (*poll_fd)(struct iso_engine *engine);
+    const struct iso_vtest_ops *vtest; /* NULL: such an engine serves no vtest session */
 };
 
 struct iso_engine {

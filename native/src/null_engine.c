@@ -6,6 +6,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "null_vtest.h"
+
 #define MAX_FENCES 8192u /* more than the completion ring holds */
 
 struct null_fence {
@@ -97,6 +99,14 @@ static uint32_t null_create_fence(struct iso_engine *engine, uint32_t ring_idx, 
     return full ? ISO_STATUS_OUT_OF_MEMORY : ISO_STATUS_OK;
 }
 
+uint32_t iso_null_take_delay(struct iso_engine *engine)
+{
+    uint32_t delay_ms = of(engine)->next_delay_ms;
+
+    of(engine)->next_delay_ms = 0;
+    return delay_ms;
+}
+
 static void null_poll(struct iso_engine *engine)
 {
     (void)engine;
@@ -137,6 +147,7 @@ static const struct iso_engine_ops null_ops = {
     .create_fence = null_create_fence,
     .poll = null_poll,
     .poll_fd = null_poll_fd,
+    .vtest = &iso_null_vtest_ops,
 };
 
 struct iso_engine *iso_null_engine_new(void)

@@ -19,6 +19,9 @@ enum iso_null_opcode {
 /* NULL with errno when memory or the thread cannot be had. */
 struct iso_engine *iso_null_engine_new(void);
 
+/* What ISO_NULL_DELAY said of the next fence, in milliseconds, for who makes it elsewhere. */
+uint32_t iso_null_take_delay(struct iso_engine *engine);
+
 /* Completes what is pending, ends the thread. */
 void iso_null_engine_free(struct iso_engine *engine);
 

@@ -12,4 +12,10 @@
 #define VIRGL_RENDERER_UNSTABLE_APIS 1
 #include <virglrenderer.h>
 
+/* Declared by virglrenderer.h, defined in none of its installed headers: the box of a transfer, in texels. */
+struct virgl_box {
+    uint32_t x, y, z;
+    uint32_t w, h, d;
+};
+
 #endif

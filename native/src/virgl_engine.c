@@ -8,12 +8,7 @@
 #include "virgl_api.h"
 #include "virgl_egl.h"
 #include "virgl_log.h"
-
-/* Declared by virglrenderer.h, defined in none of its installed headers: the box of a transfer, in texels. */
-struct virgl_box {
-    uint32_t x, y, z;
-    uint32_t w, h, d;
-};
+#include "virgl_vtest.h"
 
 enum { CAPSET_VIRGL = 1, CAPSET_VIRGL2 = 2 };
 
@@ -67,27 +62,28 @@ static uint32_t status_of(int error)
 }
 
 /* After an error that vrend blames on the context (one it logs as "context error reported") it skips all drawing of it. */
-static void report(struct iso_engine *self, const char *what, int error)
+void iso_virgl_report(const char *what, int error)
 {
     char text[ISO_FAULT_TEXT];
 
     if (iso_virgl_log_take_error(text, sizeof(text)))
-        iso_engine_fault(self, "%.*s", ISO_FAULT_TEXT - 1, text);
+        iso_engine_fault(&engine, "%.*s", ISO_FAULT_TEXT - 1, text);
     else if (error)
-        iso_engine_fault(self, "%s: %s", what, strerror(abs(error)));
+        iso_engine_fault(&engine, "%s: %s", what, strerror(abs(error)));
 }
 
 static uint32_t virgl_submit(struct iso_engine *self, const void *payload, uint32_t len)
 {
     int error;
 
+    (void)self;
     if (!context_id || len % 4)
         return ISO_STATUS_INVALID_PARAMETER;
     if (!len)
         return ISO_STATUS_OK;
     /* The payload is 32-byte aligned in the ring, and virglrenderer does not write to it. */
     error = virgl_renderer_submit_cmd((void *)(uintptr_t)payload, (int)context_id, (int)(len / 4));
-    report(self, "submit", error);
+    iso_virgl_report("submit", error);
     return status_of(error);
 }
 
@@ -97,6 +93,7 @@ static uint32_t virgl_transfer(struct iso_engine *self, const struct iso_transfe
     struct iovec iov = {.iov_base = staging, .iov_len = (size_t)transfer->len};
     int error;
 
+    (void)self;
     if (!context_id)
         return ISO_STATUS_INVALID_PARAMETER;
     if (write)
@@ -105,7 +102,7 @@ static uint32_t virgl_transfer(struct iso_engine *self, const struct iso_transfe
     else
         error = virgl_renderer_transfer_read_iov(transfer->resource_id, context_id, transfer->level, transfer->stride,
                                                  transfer->layer_stride, &box, 0, &iov, 1);
-    report(self, write ? "transfer to a resource" : "transfer from a resource", error);
+    iso_virgl_report(write ? "transfer to a resource" : "transfer from a resource", error);
     return status_of(error);
 }
 
@@ -139,11 +136,13 @@ static const struct iso_engine_ops virgl_ops = {
     .create_fence = virgl_create_fence,
     .poll = virgl_poll,
     .poll_fd = virgl_poll_fd,
+    .vtest = &iso_virgl_vtest_ops,
 };
 
 /* Start. */
 
-struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, char *error_text, size_t error_size)
+struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, uint32_t use, char *error_text,
+                                         size_t error_size)
 {
     static struct virgl_renderer_callbacks callbacks = {
         .version = 4,
@@ -154,7 +153,9 @@ struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bo
         .write_context_fence = write_context_fence,
         .get_egl_display = iso_virgl_egl_display,
     };
-    const int flags = VIRGL_RENDERER_THREAD_SYNC | VIRGL_RENDERER_ASYNC_FENCE_CB;
+    /* A vtest client can only map memory that has a descriptor. */
+    const int flags = use == ISO_VIRGL_FOR_VTEST ? VIRGL_RENDERER_USE_EXTERNAL_BLOB
+                                                 : VIRGL_RENDERER_THREAD_SYNC | VIRGL_RENDERER_ASYNC_FENCE_CB;
 
     if (engine.ops) {
         snprintf(error_text, error_size, "virglrenderer was started before");
@@ -174,16 +175,25 @@ struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bo
     return &engine;
 }
 
-void iso_virgl_capset_size(uint32_t id, uint32_t *version, uint32_t *size)
+/* Asking is not free: virglrenderer looks at the driver, and logs. */
+const void *iso_virgl_capset(uint32_t id, uint32_t *version, uint32_t *size)
 {
-    *version = *size = 0;
-    if (engine.ops)
-        virgl_renderer_get_cap_set(id, version, size);
-}
+    static struct {
+        void *bytes;
+        uint32_t version, size;
+    } kept[CAPSET_VIRGL2 + 1];
 
-void iso_virgl_capset_fill(uint32_t id, uint32_t version, void *bytes)
-{
-    virgl_renderer_fill_caps(id, version, bytes);
+    if (!engine.ops || (id != CAPSET_VIRGL && id != CAPSET_VIRGL2))
+        return NULL;
+    if (!kept[id].bytes) {
+        virgl_renderer_get_cap_set(id, &kept[id].version, &kept[id].size);
+        if (!kept[id].size || !(kept[id].bytes = calloc(1, kept[id].size)))
+            return NULL;
+        virgl_renderer_fill_caps(id, kept[id].version, kept[id].bytes);
+    }
+    *version = kept[id].version;
+    *size = kept[id].size;
+    return kept[id].bytes;
 }
 
 uint32_t iso_virgl_version(void)
@@ -222,6 +232,11 @@ void iso_virgl_context_destroy(void)
     if (context_id)
         virgl_renderer_context_destroy(context_id);
     context_id = 0;
+}
+
+uint32_t iso_virgl_context_id(void)
+{
+    return context_id;
 }
 
 static bool exists(uint32_t resource_id)

@@ -129,6 +129,13 @@ class Display:
             self._stalled = False
         os.eventfd_write(self._wake, 1)
 
+    def hand_over(self) -> int:
+        """Stop reading for good and return a new descriptor of our end, for somebody who reads it instead."""
+        if self._socket is None:
+            raise RuntimeError("the display is not connected")
+        self.stall()
+        return os.dup(self._socket.fileno())
+
     # --- what a test asks ---------------------------------------------------------------------------------------
 
     def framebuffer(self, scanout: int = 0) -> Pixels | None:

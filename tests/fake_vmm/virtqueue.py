@@ -158,6 +158,10 @@ class DriverQueue:
             raise QueueFull(f"queue {self.index}: {count} descriptors wanted, {len(self._free)} free")
         return [self._free.pop() for _ in range(count)]
 
+    def give_descriptors(self, numbers: Sequence[int]) -> None:
+        """Free again what `take_descriptors` gave."""
+        self._free.extend(numbers)
+
     def write_descriptor(self, number: int, descriptor: Descriptor) -> None:
         DESCRIPTOR.pack_into(self._desc, 16 * number, *descriptor)
 
@@ -248,6 +252,22 @@ class DriverQueue:
     def clear_interrupt(self) -> None:
         """Take the calls made so far off the call eventfd."""
         self.interrupts += _drain(self.call_fd)
+
+    # --- somebody else's turn -----------------------------------------------------------------------------------
+
+    def lend(self) -> tuple[int, int]:
+        """(avail.idx, next used element), for another driver of the same rings; RuntimeError unless they are empty.
+
+        It may submit chains of descriptors from `take_descriptors`, and gives the rings back, empty, by `take_back`.
+        """
+        if self._chains or self._next_avail != self._published:
+            raise RuntimeError(f"queue {self.index}: {len(self._chains)} chains are outstanding")
+        return self._next_avail, self._last_used
+
+    def take_back(self, next_avail: int, last_used: int) -> None:
+        """The indices after another driver's turn."""
+        self._next_avail = self._published = next_avail
+        self._last_used = last_used
 
     @property
     def broken(self) -> bool:
