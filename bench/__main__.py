@@ -1,123 +1,102 @@
-"""`python -m bench` (`make bench`): how fast the service answers a guest, the fake VMM. Prints figures, judges nothing.
-
-Every figure includes the fake VMM's own work on the queues, which is Python and the same for whatever is measured.
-"""
+"""`python -m bench` (`make bench`): measures isorend and its peers in turn; prints figures and judges nothing."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
-import statistics
+import signal
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
-from rich.table import Table
 
-from bench.demo.service import service_command
-from tests.fake_vmm import BackEndProcess, FakeVmm, commands
-from tests.fake_vmm.command_queue import Pending
-from tests.fake_vmm.gpu import Gpu
-from tests.fake_vmm.scene_player import ScenePlayer
-from tests.fake_vmm.virgl.triangle import TriangleScene
+from bench import workloads
+from bench.workload import Settings, WorkloadUnavailable
 
-WARM_UP = 200
-COUNT = 4000
-BATCH = 64
-FORMAT_B8G8R8A8 = 1
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+_ROUNDS, _QUICK_ROUNDS, _MAX_ROUNDS = 5, 2, 1000
+_RESULTS = Path(__file__).resolve().parent / "results"
+_PLAIN_WIDTH = 180  # of a table that goes to a file or a pipe
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One row. rate: commands a second. p50_us: microseconds from kick to answer, where commands go one at a time."""
-
-    what: str
-    how: str
-    rate: float
-    p50_us: float | None = None
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of argparse's usage and error."""
+        self.exit(2, f"bench: {message}\n")
 
 
-def one_at_a_time(gpu: Gpu, what: str, submit: Callable[[int], Pending]) -> Figure:
-    """Each command waits for the answer of the one before."""
-    for number in range(WARM_UP):
-        gpu.wait(submit(number)).check(what)
-    times = []
-    for number in range(COUNT // 4):
-        started = time.perf_counter()
-        gpu.wait(submit(number)).check(what)
-        times.append(time.perf_counter() - started)
-    return Figure(what, "one at a time", len(times) / sum(times), statistics.median(times) * 1e6)
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m bench", description=__doc__, allow_abbrev=False)
+    parser.add_argument("names", metavar="NAME", nargs="*", help="workloads to run, all if none is named")
+    parser.add_argument("--list", action="store_true", help="name the workloads and end")
+    parser.add_argument("--rounds", metavar="N", type=_rounds, help=f"samples of each case (default {_ROUNDS})")
+    parser.add_argument("--quick", action="store_true", help="short samples, few rounds: figures mean nothing")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=_RESULTS, help="where results go (bench/results)")
+    return parser
 
 
-def in_batches(gpu: Gpu, what: str, submit: Callable[[int], Pending]) -> Figure:
-    """One kick for BATCH commands."""
-    started = 0.0
-    for start in range(-BATCH, COUNT, BATCH):
-        if start == 0:
-            started = time.perf_counter()
-        with gpu.batch():
-            batch = [submit(number) for number in range(start, start + BATCH)]
-        for response in gpu.wait_all(batch):
-            response.check(what)
-    done = -(-COUNT // BATCH) * BATCH
-    return Figure(what, f"{BATCH} at a time", done / (time.perf_counter() - started))
+def _rounds(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= _MAX_ROUNDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MAX_ROUNDS}")
+    return int(text)
 
 
-def measure(vmm: FakeVmm) -> list[Figure]:
-    """All workloads on a booted VM."""
-    gpu = vmm.gpu
-    player = ScenePlayer(gpu, TriangleScene("bench"))
-    resource = gpu.create_resource_2d(64, 64)
-    ids = [gpu.new_resource_id() for _ in range(BATCH)]
-
-    def display_info(_number: int) -> Pending:
-        return gpu.submit(commands.get_display_info())
-
-    def transfer(_number: int) -> Pending:
-        return gpu.submit(commands.transfer_to_host_2d(resource.resource_id, resource.rect))
-
-    def create_and_unref(number: int) -> Pending:
-        resource_id = ids[number // 2 % BATCH]
-        if number % 2:
-            return gpu.submit(commands.resource_unref(resource_id))
-        return gpu.submit(commands.resource_create_2d(resource_id, FORMAT_B8G8R8A8, 16, 16))
-
-    def draw(number: int) -> Pending:
-        return player.frame(0, number, fenced=False)
-
-    def draw_fenced(number: int) -> Pending:
-        return player.frame(0, number)
-
-    figures = []
-    for what, submit in (
-        ("GET_DISPLAY_INFO", display_info),
-        ("RESOURCE_CREATE_2D, RESOURCE_UNREF", create_and_unref),
-        ("TRANSFER_TO_HOST_2D of 64x64", transfer),
-        ("SUBMIT_3D, one triangle", draw),
-        ("SUBMIT_3D, one triangle, fenced", draw_fenced),
-    ):
-        figures += [one_at_a_time(gpu, what, submit), in_batches(gpu, what, submit)]
-    player.destroy()
-    return figures
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, 1 when a workload failed or cannot run here, 2 for a wrong command line, 130 when interrupted."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    unknown = [name for name in args.names if name not in workloads.NAMES]
+    if unknown:
+        parser.error(f"there is no workload {unknown[0]!r}; there are {', '.join(workloads.NAMES)}")
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    if args.list:
+        for name in workloads.NAMES:
+            console.print(f"{name:15}{workloads.load(name).summary}", highlight=False)
+        return 0
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        parser.error(f"argument --out: cannot write to {args.out}: {reason.strerror}")
+    rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
+    settings = Settings(rounds=rounds, quick=args.quick, out=args.out)
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}"
+    console.print(f"{machine}; rounds: {rounds}{', quick' * args.quick}", highlight=False)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return max([_run(name, settings, console) for name in dict.fromkeys(args.names or workloads.NAMES)])
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
-def main() -> int:
-    """Exit code: 0 once everything is measured."""
-    console = Console()
-    with BackEndProcess(service_command()) as service:
-        with FakeVmm.connect(service.socket_path, display=False, timeout=120) as vmm:
-            figures = measure(vmm)
-        rendering = next((line for line in service.log.splitlines() if "rendering by" in line), "")
-    table = Table("commands", "how", title=f"{platform.machine()}, {os.cpu_count()} CPUs; {rendering}")
-    table.add_column("a second", justify="right")
-    table.add_column("p50 µs", justify="right")
-    for figure in figures:
-        p50 = "" if figure.p50_us is None else f"{figure.p50_us:,.0f}"
-        table.add_row(figure.what, figure.how, f"{figure.rate:,.0f}", p50)
-    console.print(table)
-    console.print("isorend alone: there is no comparison with other renderers yet.")
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends a run as Ctrl-C does, so that nothing it started stays behind."""
+    raise KeyboardInterrupt
+
+
+def _run(name: str, settings: Settings, console: Console) -> int:
+    """One workload from start to its files; what goes wrong in it is told and does not keep the others from running."""
+    from bench import report, runner
+
+    try:
+        with console.status(name) as status:
+            results = runner.run(workloads.load(name), settings, status.update)
+    except WorkloadUnavailable as reason:
+        print(f"bench: {name}: {' '.join(str(reason).split())}", file=sys.stderr)
+        return EXIT_FAILURE
+    except Exception:
+        console.print_exception()
+        print(f"bench: {name}: failed", file=sys.stderr)
+        return EXIT_FAILURE
+    report.show(results, console)
+    for path in report.save(results, settings.out):
+        console.print(f"  {os.path.relpath(path)}", highlight=False)
     return 0
 
 

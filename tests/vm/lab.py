@@ -2,7 +2,7 @@
 
     ${ISOREND_VM_LAB:-${XDG_CACHE_HOME:-~/.cache}/isorend/vm-lab}/<recipe digest>/
         qemu/     a Debian root in which qemu-system-x86_64 runs (by chroot)
-        guest/    vmlinuz, initramfs.cpio, root.ext4, release
+        guest/    vmlinuz, initramfs.cpio, root.ext4, release, and userland/, from which root.ext4 was made
 
 Each of the two parts is built beside its place and renamed into it, so what is there is whole and a build that was
 killed goes on with the part that is missing. A lock file holds off a second builder.
@@ -16,32 +16,27 @@ killed goes on with the part that is missing. A lock file holds off a second bui
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.vm.debian_root import LabError, require_tools, say, unpack
+from tests.vm.debian_tree import DebianTree
 from tests.vm.image import make_image
-from tests.vm.recipe import Recipe
+from tests.vm.parts import build_part, cache_dir, locked
+from tests.vm.recipe import ROOT_RECIPES, Recipe
 
 # Directories of the QEMU root on which a VM's private mount namespace puts its run directory, the back end's socket
 # directory and the guest files.
 RUN_MOUNT, BACKEND_MOUNT, GUEST_MOUNT = "/run/vm", "/run/backend", "/run/guest"
+USERLAND = "userland"
 
-
-def cache_dir() -> Path:
-    """Where labs are kept."""
-    override = os.environ.get("ISOREND_VM_LAB")
-    if override:
-        return Path(override).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "isorend/vm-lab"
+# A lab is named by its digest, another Debian root by its name and digest.
+_BUILD_NAME = re.compile(r"(?:[a-z]+-)?[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,11 @@ class Lab:
         return self.path / "guest"
 
     @property
+    def userland(self) -> Path:
+        """Root directory with what the guest has, besides its kernel: programs and the Mesa of the suite."""
+        return self.guest / USERLAND
+
+    @property
     def built(self) -> bool:
         """Whether both parts are there."""
         return self.qemu_root.is_dir() and self.guest.is_dir()
@@ -77,28 +77,14 @@ class Lab:
             return
         require_tools(self.recipe.suite)
         self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path / "lock"):
-            self._build_part(self.qemu_root, self._build_qemu)
-            self._build_part(self.guest, self._build_guest)
+        with locked(self.path / "lock"):
+            build_part(self.qemu_root, self._build_qemu)
+            build_part(self.guest, self._build_guest)
 
     def qemu_version(self) -> str:
         """First line of qemu-system-x86_64 --version."""
         command = ["chroot", str(self.qemu_root), "qemu-system-x86_64", "--version"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
-
-    def _build_part(self, place: Path, build: Callable[[Path], None]) -> None:
-        if place.is_dir():
-            return
-        started = time.monotonic()
-        say(f"building {place}")
-        for abandoned in place.parent.glob(place.name + ".building-*"):
-            # A child of the build that was killed may still be writing there; the next build takes what is left.
-            shutil.rmtree(abandoned, ignore_errors=True)
-        scratch = place.with_name(f"{place.name}.building-{os.getpid()}")
-        scratch.mkdir()
-        build(scratch)
-        scratch.rename(place)
-        say(f"built {place} in {time.monotonic() - started:.0f} s")
 
     def _build_qemu(self, scratch: Path) -> None:
         recipe = self.recipe
@@ -111,8 +97,6 @@ class Lab:
             excluded_paths=recipe.excluded_paths,
         )
         subprocess.run(["chroot", str(scratch), "ldconfig"], check=True)
-        for mount_point in (RUN_MOUNT, BACKEND_MOUNT, GUEST_MOUNT):
-            (scratch / mount_point.lstrip("/")).mkdir()
 
     def _build_guest(self, scratch: Path) -> None:
         recipe = self.recipe
@@ -120,19 +104,9 @@ class Lab:
         unpack(root, suite=recipe.suite, packages=recipe.guest_packages, excluded_paths=recipe.excluded_paths)
         say("making the guest image")
         release = make_image(root, scratch, recipe.kernel_modules, recipe.guest_files)
-        shutil.rmtree(root)
+        # The same programs and the same Mesa serve tests on the host as a userland to chroot into.
+        root.rename(scratch / USERLAND)
         (scratch / "release").write_text(release + "\n")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is building here; waiting for {path}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _info(lab: Lab) -> None:
@@ -150,8 +124,9 @@ def _info(lab: Lab) -> None:
 
 
 def _clean(lab: Lab) -> None:
-    for other in sorted(lab.path.parent.glob("?" * len(lab.path.name))):
-        if other != lab.path:
+    wanted = {lab.path, *(DebianTree.of(recipe).path for recipe in ROOT_RECIPES)}
+    for other in sorted(cache_dir().iterdir()):
+        if _BUILD_NAME.fullmatch(other.name) and other not in wanted:
             say(f"removing {other}")
             shutil.rmtree(other)
 

@@ -13,7 +13,7 @@ from typing import Literal
 from tests.vm.guest_process import Completed, GuestProcess
 from tests.vm.json_socket import GuestAgent, Qmp
 from tests.vm.lab import BACKEND_MOUNT, GUEST_MOUNT, RUN_MOUNT, Lab
-from tests.vm.qemu_process import QemuProcess
+from tests.vm.qemu_process import QemuHost, QemuProcess
 from tests.vm.waiting import wait_until
 
 BOOT_TIMEOUT_S = 300.0
@@ -30,7 +30,8 @@ class Vm:
     """A running guest. A context manager: entering boots it and waits until it is ready, leaving ends QEMU.
 
     socket_path: the listening socket of a vhost-user GPU back end, attached as vhost-user-gpu-pci; None gives QEMU's
-    own virtio-gpu-pci (2D only). log_dir: directory that receives serial.log and qemu-stderr.log at the end.
+    own `gpu`, by default virtio-gpu-pci (2D only). host: where QEMU runs, by default in the lab's own root and without
+    a display. log_dir: directory that receives serial.log and qemu-stderr.log at the end.
     Every method raises QemuExited once QEMU is gone, and so does leaving the context if QEMU ended by itself.
     """
 
@@ -39,12 +40,16 @@ class Vm:
         lab: Lab,
         socket_path: Path | None = None,
         *,
+        gpu: str = "virtio-gpu-pci",
+        host: QemuHost | None = None,
         cpus: int = 2,
         memory: str = "1G",
         log_dir: Path | None = None,
     ) -> None:
         self._lab = lab
         self._backend_socket = socket_path
+        self._gpu = gpu
+        self._host = host or QemuHost(lab.qemu_root)
         self._cpus = cpus
         self._memory = memory
         self._log_dir = log_dir
@@ -56,7 +61,7 @@ class Vm:
             self._run_dir = Path(tempfile.mkdtemp(prefix="vm-lab-"))
             stack.callback(shutil.rmtree, self._run_dir)
             backend_dir = self._backend_socket.parent.absolute() if self._backend_socket else self._run_dir
-            self._qemu = QemuProcess(self._lab, self._run_dir, backend_dir, self._arguments())
+            self._qemu = QemuProcess(self._host, self._run_dir, backend_dir, self._lab.guest, self._arguments())
             stack.callback(self._save_logs)
             stack.callback(self._qemu.end)
             self.qmp = Qmp(self._qemu.socket("qmp.sock"), self._qemu.check_alive)
@@ -131,7 +136,7 @@ class Vm:
 
     def _arguments(self) -> list[str]:
         kernel_line = "console=tty0 console=ttyS0,115200 loglevel=6 panic=0 rdinit=/init"
-        arguments = ["-nodefaults", "-no-user-config", "-display", "none"]
+        arguments = ["-nodefaults", "-no-user-config", "-display", self._host.display]
         arguments += [
             "-machine",
             "q35,accel=tcg,memory-backend=ram",
@@ -165,7 +170,7 @@ class Vm:
         arguments += ["-chardev", f"socket,id=console,path={RUN_MOUNT}/console.sock,server=on,wait=off"]
         arguments += ["-device", "virtconsole,chardev=console"]
         if self._backend_socket is None:
-            return [*arguments, "-device", "virtio-gpu-pci"]
+            return [*arguments, "-device", self._gpu]
         arguments += ["-chardev", f"socket,id=gpu,path={BACKEND_MOUNT}/{self._backend_socket.name}"]
         return [*arguments, "-device", "vhost-user-gpu-pci,chardev=gpu"]
 

@@ -1,36 +1,32 @@
-"""A stock QEMU as a child process, in a chroot and a mount namespace of its own.
+"""A stock QEMU as a child process, in a Debian root and a mount namespace of its own.
 
-The mounts the chroot needs are made after `unshare --mount` in the process that becomes QEMU, so the kernel drops
-them with it, and PR_SET_PDEATHSIG ends it when the thread that started it ends: start a VM from a thread that lives
-as long as the VM is wanted.
+PR_SET_PDEATHSIG ends it when the thread that started it ends: start a VM from a thread that lives as long as the VM is
+wanted.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.vm.debian_root import LabError
-from tests.vm.lab import BACKEND_MOUNT, GUEST_MOUNT, RUN_MOUNT, Lab
+from tests.vm.lab import BACKEND_MOUNT, GUEST_MOUNT, RUN_MOUNT
+from tests.vm.root_command import ENVIRONMENT, command_in_root
 from tests.vm.stderr_tail import BoundedStderr
 from tests.vm.waiting import wait_until
 
 EXIT_TIMEOUT_S = 15.0
 SOCKET_TIMEOUT_S = 60.0
 
-# $1 chroot, $2 run directory, $3 back end's socket directory, $4 guest files; the rest is QEMU's command line.
-_ENTER_ROOT = f"""
-set -e
-root=$1
-mount --bind /dev "$root/dev"
-mount --bind /proc "$root/proc"
-mount --bind "$2" "$root{RUN_MOUNT}"
-mount --bind "$3" "$root{BACKEND_MOUNT}"
-mount --bind "$4" "$root{GUEST_MOUNT}"
-shift 4
-exec chroot "$root" "$@"
-"""
+
+@dataclass(frozen=True)
+class QemuHost:
+    """The root QEMU runs in, the display it has there (-display's argument) and what that needs in the environment."""
+
+    root: Path
+    display: str = "none"
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class QemuExited(Exception):
@@ -40,34 +36,19 @@ class QemuExited(Exception):
 class QemuProcess:
     """QEMU from start to end; pid is QEMU's own.
 
-    run_dir appears in the chroot as RUN_MOUNT, backend_dir as BACKEND_MOUNT, the lab's guest files as GUEST_MOUNT.
+    run_dir appears in the chroot as RUN_MOUNT, backend_dir as BACKEND_MOUNT, guest (a lab's files) as GUEST_MOUNT.
     Raises LabError without root.
     """
 
-    def __init__(self, lab: Lab, run_dir: Path, backend_dir: Path, arguments: list[str]) -> None:
-        if os.geteuid() != 0:
-            raise LabError("a VM of the lab needs root (QEMU runs in a chroot): run this as root or with sudo")
+    def __init__(self, host: QemuHost, run_dir: Path, backend_dir: Path, guest: Path, arguments: list[str]) -> None:
         self._run_dir = run_dir
-        enter = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            _ENTER_ROOT,
-            "sh",
-        ]
-        places = [str(lab.qemu_root), str(run_dir), str(backend_dir), str(lab.guest)]
+        directories = {RUN_MOUNT: run_dir, BACKEND_MOUNT: backend_dir, GUEST_MOUNT: guest}
         self._process = subprocess.Popen(
-            [*enter, *places, "qemu-system-x86_64", *arguments],
+            command_in_root(host.root, ["qemu-system-x86_64", *arguments], directories),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            env={**ENVIRONMENT, **host.environment},
         )
         assert self._process.stderr is not None
         self._stderr = BoundedStderr(self._process.stderr)

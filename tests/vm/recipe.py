@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 GUEST_FILES_DIR = Path(__file__).parent / "guest"
 
@@ -29,7 +30,7 @@ class Recipe:
     """One VM lab. Strings are Debian package names unless said otherwise."""
 
     # Raised by hand when the building code itself changes what comes out.
-    revision: int = 1
+    revision: int = 2
     suite: str = "trixie"
     backports: str = "trixie-backports"
     # Packages taken from the backports suite (apt preference patterns); everything else comes from the suite itself.
@@ -70,8 +71,55 @@ class Recipe:
 
     def digest(self) -> str:
         """16 hexadecimal digits that name this recipe's build."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(asdict(self))
+
+
+@dataclass(frozen=True)
+class RootRecipe:
+    """A Debian root to run programs in, beside the lab: what `Recipe` has for its roots, and a name (a-z)."""
+
+    name: str
+    packages: tuple[str, ...]
+    suite: str = "trixie"
+    backports: str | None = None
+    from_backports: tuple[str, ...] = ()
+    excluded_paths: tuple[str, ...] = _DOCUMENTATION
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that name this recipe's build."""
+        return _digest(asdict(self))
+
+
+_ROOT_BASE = ("base-files", "bash", "coreutils", "dash", "libc-bin")
+_MESA = ("libegl-mesa0", "libegl1", "libgl1", "libgl1-mesa-dri", "libgles2")
+
+# QEMU with a GL display (SDL's, which needs no screen) and virglrenderer in it, and what the service is built from and
+# runs on: both sides of a comparison have one Mesa and one virglrenderer there.
+GL_ROOT = RootRecipe(
+    "gl",
+    (
+        *(*_ROOT_BASE, *_MESA, "libglx-mesa0"),
+        *("qemu-system-common", "qemu-system-gui", "qemu-system-modules-opengl", "qemu-system-x86"),
+        *("gcc", "libc6-dev", "libegl-dev", "libvirglrenderer-dev", "pkg-config"),
+        *("python3", "python3-cffi", "python3-dev", "python3-opengl", "python3-setproctitle", "python3-setuptools"),
+    ),
+    backports=Recipe.backports,
+    from_backports=Recipe.from_backports,
+)
+
+# Piglit without the shaders it generates, which are most of its 2 GB.
+PIGLIT_ROOT = RootRecipe(
+    "piglit",
+    (*_ROOT_BASE, *_MESA, "piglit", "python3"),
+    excluded_paths=(*_DOCUMENTATION, "/usr/lib/*/piglit/generated_tests/*"),
+)
+
+ROOT_RECIPES = (GL_ROOT, PIGLIT_ROOT)
+
+
+def _digest(recipe: dict[str, Any]) -> str:
+    text = json.dumps(recipe, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read_guest_files() -> dict[str, str]:

@@ -1,0 +1,15 @@
+/* Monotonic time in nanoseconds. */
+#ifndef ISOREND_BENCH_CLOCK_H
+#define ISOREND_BENCH_CLOCK_H
+
+#include <stdint.h>
+#include <time.h>
+
+static inline uint64_t bench_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+#endif
