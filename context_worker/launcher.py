@@ -3,7 +3,7 @@
 It has imported all that a worker needs and has touched no driver: OpenGL drivers do not survive a fork, and some must
 not even be loaded before one. So a worker costs a fork and the start of its driver, not that of an interpreter.
 
-The master starts it as `python -m context_worker.launcher --channel-fd N`, with lockdown.WORKER_ENVIRONMENT in its
+The master starts it as `python -m context_worker.launcher --channel-fd N`, with lockdown.worker_environment() in its
 environment, and asks for workers over that channel. It has one thread, answers SpawnWorker and SpawnVtestWorker by
 Spawned with a pidfd, reaps what ends (Exited), and when the master is gone kills its workers and ends. If it dies
 itself, the kernel kills them.

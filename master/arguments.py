@@ -96,6 +96,19 @@ def render_node(text: str) -> Path:
     return path
 
 
+def shader_cache(text: str) -> Path:
+    """A directory that nobody else can write to, made if need be."""
+    path = Path(text).absolute()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as reason:
+        raise argparse.ArgumentTypeError(f"{text}: {reason.strerror}") from reason
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise argparse.ArgumentTypeError(f"{text} belongs to somebody else, or others may write to it")
+    return path
+
+
 def size(text: str) -> tuple[int, int]:
     """Width and height in pixels."""
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
@@ -133,6 +146,17 @@ _fd_number = number(int, 0, 2**31 - 1)
 def add_render_node(group: argparse._ArgumentGroup) -> None:
     """--render-node."""
     group.add_argument("--render-node", metavar="PATH", type=render_node, help="GPU to use, like /dev/dri/renderD128")
+
+
+def add_shader_cache(group: argparse._ArgumentGroup) -> None:
+    """--shader-cache."""
+    group.add_argument(
+        "--shader-cache",
+        metavar="DIR",
+        type=shader_cache,
+        help="keep compiled shaders there for the next worker: faster starts, but a worker that was taken over can "
+        "leave code there for others (none)",
+    )
 
 
 def add_spares(group: argparse._ArgumentGroup, whom: str) -> None:

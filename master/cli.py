@@ -18,6 +18,7 @@ from master.arguments import (
     absolute_path,
     add_log_level,
     add_render_node,
+    add_shader_cache,
     add_spares,
     connected_fd,
     number,
@@ -110,6 +111,8 @@ class ServeCommand:
             socket_path=args.socket_path,
             fd=args.fd,
             render_node=args.render_node,
+            shader_cache=args.shader_cache,
+            share_worker=args.share_worker,
             engine=args.engine,
             keep_listening=args.keep_listening,
             spares=args.spares,
@@ -145,7 +148,13 @@ def _add_renderer_options(parser: argparse.ArgumentParser) -> None:
     add_render_node(gpu)
     gpu.add_argument("--virgl", action="store_true", help="offer 3D by virgl: the default; VMMs give this option")
     gpu.add_argument("--engine", choices=ENGINES, default="virgl", help="null: accept everything, draw nothing")
+    add_shader_cache(gpu)
     add_spares(gpu, "contexts")
+    gpu.add_argument(
+        "--share-worker",
+        action="store_true",
+        help="one worker for all contexts, which isolates none from the others: for comparing speed only",
+    )
     gpu.add_argument(
         "--hang-timeout",
         metavar="SECONDS",

@@ -1,4 +1,7 @@
-"""Guest contexts: each is one worker process."""
+"""Guest contexts: each is one worker process.
+
+With share_worker they are all one process, the resource model that most renderers have; that is for comparing the two.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -42,13 +45,16 @@ class Contexts:
         supervisor: Supervisor[LaneWorker],
         table: ResourceTable,
         on_blame: Callable[[Blame], None],
+        share_worker: bool = False,
     ) -> None:
         self._plane = plane
         self._supervisor = supervisor
         self._table = table
         self._on_blame = on_blame
+        self._share_worker = share_worker
         self._contexts: dict[int, Context] = {}
-        self._by_worker: dict[int, Context] = {}
+        self._served: dict[int, list[Context]] = {}
+        """By worker, until it is buried. One that is shared forgets the destroyed ones when the next is made."""
         self._next_token = 1
         self._waiting: dict[int, Callable[[Status], None]] = {}
         supervisor.owner = self
@@ -79,19 +85,28 @@ class Contexts:
         """Takes a worker for a new context. Raises GuestError."""
         if ctx_id == 0 or ctx_id in self._contexts:
             raise GuestError(ResponseType.ERR_INVALID_CONTEXT_ID, f"context id {ctx_id}")
-        if max(len(self._by_worker), len(self._contexts)) >= MAX_CONTEXTS:  # lost ones have no worker
+        if max(len(self.in_use()), len(self._contexts)) >= MAX_CONTEXTS:  # lost ones have no worker
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"{MAX_CONTEXTS} contexts")
         try:
-            worker = self._supervisor.take()
+            worker = self._worker()
         except OSError as error:
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"no worker: {error}") from error
         context = Context(ctx_id, name, worker)
         self._plane.bind_lane(worker.lane, ctx_id)
         self._contexts[ctx_id] = context
-        self._by_worker[worker.worker_id] = context
+        before = self._served.get(worker.worker_id, [])
+        self._served[worker.worker_id] = [*(other for other in before if not other.destroyed), context]
         self.send(context, CreateContext(ctx_id, capset_id, name), lambda status: self._created(context, status))
         log.info("%s: created (worker %s)", context, worker.pid or "starting")
         return context
+
+    def _worker(self) -> LaneWorker:
+        """For a new context. Raises OSError."""
+        if self._share_worker:
+            for contexts in self._served.values():
+                if contexts and not contexts[0].lost and contexts[0].worker.doom is None:
+                    return contexts[0].worker
+        return self._supervisor.take()
 
     def destroy(self, ctx_id: int) -> None:
         """The guest is done with it; what it placed before still runs. Raises GuestError."""
@@ -197,16 +212,18 @@ class Contexts:
 
     def worker_faulted(self, worker: LaneWorker, fault: Fault) -> None:
         """Its engine complains of what the guest sent: a line for whoever debugs the guest program."""
-        context = self._by_worker.get(worker.worker_id)
-        if context is not None:
+        contexts = self._served.get(worker.worker_id)
+        if contexts:
             more = f" (and {fault.count - 1} more)" if fault.count > 1 else ""
-            log.warning("%s: %s%s", context, fault.text, more)
+            log.warning("%s: %s%s", ", ".join(map(str, contexts)), fault.text, more)
 
     def worker_gone(self, worker: LaneWorker) -> None:
         """Its lane is lost already: fences have retired. Resources that only it held are lost."""
-        context = self._by_worker.get(worker.worker_id)
-        if context is None or context.destroyed:
-            return
+        for context in self._served.get(worker.worker_id, ()):
+            if not context.destroyed:
+                self._lose(context)
+
+    def _lose(self, context: Context) -> None:
         context.lost = True
         for resource_id in list(context.resources):
             resource = self._table.get(resource_id)
@@ -216,17 +233,15 @@ class Contexts:
 
     def worker_reaped(self, worker: LaneWorker) -> None:
         """Now it is known how it ended."""
-        context = self._by_worker.pop(worker.worker_id, None)
-        if context is None:
-            return
-        expected = context.destroyed and (worker.doom is not None or worker.wait_status == 0)
-        if not expected:
-            self._on_blame(Blame(context.ctx_id, context.name, worker.pid, worker.cause()))
+        for context in self._served.pop(worker.worker_id, ()):
+            expected = context.destroyed and (worker.doom is not None or worker.wait_status == 0)
+            if not expected:
+                self._on_blame(Blame(context.ctx_id, context.name, worker.pid, worker.cause()))
 
     def lane(self, number: int) -> Lane | None:
         """The lane of a worker in use, by its number."""
-        context = self._by_worker.get(number)
-        return context.worker.lane if context is not None and not context.worker.dead else None
+        contexts = self._served.get(number)
+        return contexts[0].worker.lane if contexts and not contexts[0].worker.dead else None
 
     def lane_broken(self, number: int) -> None:
         """A worker broke the rules of its ring: it cannot be believed any more."""
@@ -246,4 +261,4 @@ class Contexts:
 
     def in_use(self) -> list[Context]:
         """Every context whose worker has not been buried, destroyed ones too."""
-        return list(self._by_worker.values())
+        return [context for contexts in self._served.values() for context in contexts]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from master.launch import LaunchSettings
 from master.listener import OWNER_ONLY, SocketOwner
 
 ENGINES: Final = ("virgl", "null")
@@ -19,6 +20,8 @@ class ServeOptions:
     """Exactly one of socket_path (to listen on) and fd (a connected Unix stream socket, open) is given.
 
     render_node: the GPU to use, None for the default one. engine: one of ENGINES. spares: workers kept warm.
+    shader_cache: where workers keep compiled shaders for each other, None for nowhere. share_worker: one worker for all
+    contexts, which isolates nothing from each other.
     hang_timeout_s: seconds without progress after which a context is given up. size: width and height in pixels of the
     display if the front end has none. log_level: a level name of the logging module.
     """
@@ -27,6 +30,8 @@ class ServeOptions:
     fd: int | None = None
     render_node: Path | None = None
     engine: str = "virgl"
+    shader_cache: Path | None = None
+    share_worker: bool = False
     keep_listening: bool = False
     spares: int = DEFAULT_SPARES
     hang_timeout_s: float = DEFAULT_HANG_TIMEOUT_S
@@ -36,6 +41,15 @@ class ServeOptions:
     def __post_init__(self) -> None:
         _check_source(self.socket_path, self.fd)
         _check_engine(self.engine, ENGINES)
+
+    def launch_settings(self) -> LaunchSettings:
+        """What its workers have in common."""
+        return LaunchSettings(
+            render_node=self.render_node,
+            shader_cache=self.shader_cache,
+            share_worker=self.share_worker,
+            log_level=self.log_level,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +67,17 @@ class VtestOptions:
     max_clients: int = DEFAULT_MAX_CLIENTS
     render_node: Path | None = None
     engine: str = "virgl"
+    shader_cache: Path | None = None
     spares: int = DEFAULT_SPARES
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:
         _check_source(self.socket_path, self.fd)
         _check_engine(self.engine, VTEST_ENGINES)
+
+    def launch_settings(self) -> LaunchSettings:
+        """What its workers have in common."""
+        return LaunchSettings(render_node=self.render_node, shader_cache=self.shader_cache, log_level=self.log_level)
 
 
 def _check_source(socket_path: Path | None, fd: int | None) -> None:

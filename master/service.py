@@ -35,16 +35,14 @@ class Service:
         self._lifetime = Lifetime(loop)
         self._plane = Plane()
         self._table = ResourceTable()
-        render_node = str(options.render_node) if options.render_node else None
         self._supervisor = Supervisor(
             loop,
             LaneWorkers(self._plane, EngineName(options.engine)),
             options.spares,
-            render_node,
+            options.launch_settings(),
             self._lifetime.fatal,
-            options.log_level,
         )
-        self._contexts = Contexts(self._plane, self._supervisor, self._table, self._blame)
+        self._contexts = Contexts(self._plane, self._supervisor, self._table, self._blame, options.share_worker)
         self._hang_watch = HangWatch(loop, self._plane, self._contexts, options.hang_timeout_s)
         self._capsets: list[Capset] = []
         self._listener: Listener | None = None

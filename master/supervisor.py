@@ -12,15 +12,14 @@ import logging
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from context_worker.lockdown import WORKER_ENVIRONMENT
 from ipc import messages
 from ipc.channel import Channel, channel_pair
 from ipc.errors import ChannelClosed, ChannelError
 from ipc.messages import Exited, Fault, Message, Spawned, SpawnFailed
+from master.launch import LaunchSettings
 from master.worker import Worker
 from native.owned_fd import OwnedFd
 
@@ -74,17 +73,15 @@ class Supervisor(Generic[W]):
         loop: asyncio.AbstractEventLoop,
         kind: WorkerKind[W],
         spares: int,
-        render_node: str | None,
+        settings: LaunchSettings,
         on_fatal: Callable[[str], None],
-        log_level: str = "INFO",
     ) -> None:
         self.owner: WorkerOwner[W] | None = None
         self._loop = loop
         self._kind = kind
         self._wanted_spares = spares
-        self._render_node = render_node
+        self._settings = settings
         self._on_fatal = on_fatal
-        self._log_level = log_level
         self._next_id = 1
         self._workers: dict[int, W] = {}
         self._spares: list[W] = []
@@ -128,14 +125,12 @@ class Supervisor(Generic[W]):
 
     def _launch(self) -> None:
         ours, theirs = channel_pair()
-        command = [sys.executable, "-m", "context_worker.launcher", f"--channel-fd={theirs.fileno()}"]
-        command.append(f"--log-level={self._log_level}")
-        if self._render_node:
-            command.append(f"--render-node={self._render_node}")
         with theirs:
-            environment = {**os.environ, **WORKER_ENVIRONMENT}
             self._launcher = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+                self._settings.command(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                env=self._settings.environment(),
+                stdin=subprocess.DEVNULL,
             )
         self._launched_at = self._loop.time()
         self._channel = Channel(ours, messages.FROM_LAUNCHER)

@@ -6,6 +6,7 @@ from typing import Final
 from master.arguments import (
     add_log_level,
     add_render_node,
+    add_shader_cache,
     add_spares,
     listening_fd,
     number,
@@ -67,6 +68,7 @@ class VtestCommand:
         gpu = parser.add_argument_group("what renders")
         add_render_node(gpu)
         gpu.add_argument("--engine", choices=VTEST_ENGINES, default="virgl", help="what renders (%(default)s)")
+        add_shader_cache(gpu)
         add_spares(gpu, "clients")
         add_log_level(parser)
 
@@ -82,6 +84,7 @@ class VtestCommand:
             socket_owner=args.socket_owner,
             max_clients=args.max_clients,
             render_node=args.render_node,
+            shader_cache=args.shader_cache,
             engine=args.engine,
             spares=args.spares,
             log_level=args.log_level.upper(),

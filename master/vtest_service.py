@@ -35,9 +35,8 @@ class VtestService:
             loop,
             VtestWorkers(EngineName(options.engine)),
             options.spares,
-            str(options.render_node) if options.render_node else None,
+            options.launch_settings(),
             self._lifetime.fatal,
-            options.log_level,
         )
         self._clients = VtestClients(self._supervisor, options.max_clients)
         self._refusals = Refusals(loop)

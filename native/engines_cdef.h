@@ -11,7 +11,6 @@
 #define ISO_RING_TOTAL_BYTES ...
 #define ISO_VIRGL_NAME_MAX ...
 #define ISO_VTEST_MAX_SUBMIT_BYTES ...
-#define ISO_VTEST_MAX_TRANSFER_BYTES ...
 
 enum iso_record_type {
     ISO_RECORD_PAD, ISO_RECORD_SUBMIT, ISO_RECORD_TRANSFER_WRITE, ISO_RECORD_TRANSFER_READ, ISO_RECORD_FENCE,
@@ -84,7 +83,6 @@ struct iso_vtest_session;
 
 struct iso_vtest_event {
     uint32_t reason;
-    uint32_t protocol_version;
     uint64_t faults;
     char text[256];
 };

@@ -8,7 +8,6 @@ from native._engines import ffi, lib
 from native.engines import NativeEngine
 
 MAX_SUBMIT_BYTES: int = lib.ISO_VTEST_MAX_SUBMIT_BYTES
-MAX_TRANSFER_BYTES: int = lib.ISO_VTEST_MAX_TRANSFER_BYTES
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from context_worker.lockdown import WORKER_ENVIRONMENT
+from context_worker.lockdown import worker_environment
 from ipc import messages, ring
 from ipc.channel import Channel, channel_pair
 from ipc.errors import ChannelClosed
@@ -271,7 +271,7 @@ class Launcher:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "context_worker.launcher", f"--channel-fd={theirs.fileno()}", *arguments],
                 cwd=ROOT,
-                env=os.environ | WORKER_ENVIRONMENT,
+                env=os.environ | worker_environment(None),
                 pass_fds=[theirs.fileno()],
                 stderr=stderr,
             )

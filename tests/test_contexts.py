@@ -15,6 +15,7 @@ from master.blame import Blame
 from master.contexts import Context, Contexts
 from master.errors import GuestError
 from master.lane_worker import LaneWorkers
+from master.launch import LaunchSettings
 from master.supervisor import Supervisor
 from master.virtio_gpu import ResponseType
 from native.dataplane import Status, Texture, WorkDone
@@ -175,7 +176,8 @@ def test_lost_contexts_count_until_they_are_destroyed(scene: Scene, monkeypatch:
 
 
 def test_without_workers_there_is_no_context(nursery: WorkerNursery) -> None:
-    idle = Supervisor(nursery.driver.loop, LaneWorkers(nursery.plane, EngineName.NULL), 0, None, nursery.fatal.append)
+    kind = LaneWorkers(nursery.plane, EngineName.NULL)
+    idle = Supervisor(nursery.driver.loop, kind, 0, LaunchSettings(), nursery.fatal.append)
     contexts = Contexts(nursery.plane, idle, ResourceTable(), lambda _blame: None)
     with pytest.raises(GuestError) as error:
         contexts.create(ONE, "program", 0)

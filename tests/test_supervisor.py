@@ -262,7 +262,7 @@ def test_a_dead_spare_is_replaced_and_no_matter_of_the_owner(nursery: WorkerNurs
 
 
 def test_a_first_worker_that_cannot_start() -> None:
-    with worker_nursery(spares=1, engine=EngineName.VIRGL, render_node="/dev/null/no-such-node") as nursery:
+    with worker_nursery(spares=1, engine=EngineName.VIRGL, render_node=Path("/dev/null/no-such-node")) as nursery:
         task = nursery.start()
         nursery.until(task.done, "the refusal")
         with pytest.raises(NoWorkers, match="first worker"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ipc.messages import EngineName
 from master.lane_worker import LaneWorker, LaneWorkers
+from master.launch import LaunchSettings
 from master.supervisor import Supervisor
 from native.dataplane import LaneBroken, Plane, QueueBroken, WorkDone
 from tests.event_loop import LoopDriver
@@ -22,14 +24,15 @@ class WorkerNursery:
     gave up for.
     """
 
-    def __init__(self, spares: int, engine: EngineName = EngineName.NULL, render_node: str | None = None) -> None:
+    def __init__(self, spares: int, engine: EngineName = EngineName.NULL, render_node: Path | None = None) -> None:
         self.driver = LoopDriver()
         self.plane = Plane()
         self.plane.start()
         self.fatal: list[str] = []
         self.on_work_done: Callable[[WorkDone], object] = lambda _done: None
+        settings = LaunchSettings(render_node=render_node, log_level="ERROR")
         self.supervisor = Supervisor(
-            self.driver.loop, LaneWorkers(self.plane, engine), spares, render_node, self.fatal.append, log_level="ERROR"
+            self.driver.loop, LaneWorkers(self.plane, engine), spares, settings, self.fatal.append
         )
         self.driver.loop.add_reader(self.plane, self.pump)
 
@@ -83,7 +86,7 @@ class WorkerNursery:
 
 @contextmanager
 def worker_nursery(
-    spares: int, engine: EngineName = EngineName.NULL, render_node: str | None = None
+    spares: int, engine: EngineName = EngineName.NULL, render_node: Path | None = None
 ) -> Iterator[WorkerNursery]:
     """A WorkerNursery that is closed."""
     nursery = WorkerNursery(spares, engine, render_node)

@@ -144,6 +144,7 @@ def run_together(renderer: Renderer, scene: str, seconds: float, count: int) -> 
         clients = [stack.enter_context(Client(renderer, scene, seconds)) for _ in range(count)]
         for client in clients:
             client.wait_ready()
+        renderer.settle()  # what their start has left to do is no part of their rate
         for client in clients:
             client.go()
         return [client.report() for client in clients]

@@ -3,10 +3,10 @@
 "No-op" is RESOURCE_FLUSH of a resource that no scanout shows. The "2D mix" is a guest that flips pages, in 64 commands:
 two buffers of 64x64 pixels are made (RESOURCE_CREATE_2D, RESOURCE_ATTACH_BACKING with one entry), take turns for 18
 frames of TRANSFER_TO_HOST_2D, SET_SCANOUT and RESOURCE_FLUSH (which sends the pixels to the VMM's display, a process
-that throws them away; the last one twice), and go (SET_SCANOUT off, RESOURCE_DETACH_BACKING, RESOURCE_UNREF). That mix is what "2D command
-rate" means here. Real guests keep their buffers longer; making and unmaking them has a row of its own. A batch goes
-with one kick, and the next waits for its last answer. The driver asks for a call when that is there, or, in the cases
-"woken as Linux", at the first answer that it has not seen.
+that throws them away; the last one twice), and go (SET_SCANOUT off, RESOURCE_DETACH_BACKING, RESOURCE_UNREF). That mix
+is what "2D command rate" means here. Real guests keep their buffers longer; making and unmaking them has a row of its
+own. A batch goes with one kick, and the next waits for its last answer. The driver asks for a call when that is there,
+or, in the cases "woken as Linux", at the first answer that it has not seen.
 """
 
 from __future__ import annotations

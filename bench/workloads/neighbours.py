@@ -57,6 +57,7 @@ def light_report(renderer: Renderer, seconds: float, heavy: Client | None = None
     """The light client's frames over `seconds`; `heavy` is let go just before. Raises ProgramFailed."""
     with Client(renderer, "light", seconds, f"--pace={LIGHT_HZ}") as light:
         light.wait_ready()
+        renderer.settle()
         if heavy is not None:
             heavy.go()
         light.go()

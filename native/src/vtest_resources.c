@@ -89,10 +89,12 @@ int iso_vtest_resource_share(struct iso_vtest_resources *resources, struct iso_v
         errno = bytes ? EDQUOT : EINVAL;
         return -1;
     }
-    if (!take_kept(resources, &resource->shared, whole) && make_shared(&resource->shared, whole))
-        return -1;
+    if (!take_kept(resources, &resource->shared, whole)) {
+        if (make_shared(&resource->shared, whole))
+            return -1;
+        resources->descriptors++;
+    }
     resources->shared_bytes += whole;
-    resources->descriptors++;
     resource->iov = (struct iovec){.iov_base = resource->shared.memory, .iov_len = (size_t)bytes};
     return 0;
 }
@@ -126,12 +128,12 @@ void iso_vtest_resource_free(struct iso_vtest_resources *resources, struct iso_v
     iso_idmap_remove(&resources->map, resource->id);
     if (shared->memory) {
         resources->shared_bytes -= shared->bytes;
-        if (shared->bytes > ISO_VTEST_KEPT_BYTES || resources->kept_count >= ISO_VTEST_MAX_KEPT)
-            close_shared_fd(resources, shared);
-        if (shared->fd >= 0) {
-            resources->descriptors--;
+        if (shared->bytes > ISO_VTEST_KEPT_BYTES)
+            close_shared_fd(resources, shared); /* it was never sent */
+        if (shared->fd >= 0 && resources->kept_count < ISO_VTEST_MAX_DESCRIPTORS) {
             resources->kept[resources->kept_count++] = *shared;
         } else {
+            close_shared_fd(resources, shared);
             unmap(shared);
         }
     }

@@ -3,7 +3,7 @@
  *
  * The memory is a memfd that can neither shrink nor grow, so that no access of ours ends in SIGBUS. The client maps it too
  * and may change it at any time. Small memory that was given back is kept, with its descriptor, for the next resource of its
- * size: Mesa makes a resource of eight bytes for every fence, one a frame.
+ * size: Mesa makes a resource of eight bytes for every fence, one a frame, and gives back those of a second at once.
  */
 #ifndef ISOREND_VTEST_RESOURCES_H
 #define ISOREND_VTEST_RESOURCES_H
@@ -17,8 +17,7 @@
 #define ISO_VTEST_MAX_RESOURCES (1u << 18)
 #define ISO_VTEST_MAX_SHARED_BYTES (32ull << 30) /* address space; pages are there once somebody has touched them */
 #define ISO_VTEST_KEPT_BYTES (64u << 10)         /* memory that is kept is at most this large each */
-#define ISO_VTEST_MAX_DESCRIPTORS 128u           /* of small memory in use, so that it can be kept */
-#define ISO_VTEST_MAX_KEPT 64u
+#define ISO_VTEST_MAX_DESCRIPTORS 448u /* of small memory, in use or kept: less than half of what a process may have */
 
 struct iso_shared {
     int fd; /* -1: closed, the mapping alone is left */
@@ -36,8 +35,8 @@ struct iso_vtest_resources {
     struct iso_idmap map;
     uint32_t next_id;
     uint64_t shared_bytes;
-    uint32_t descriptors; /* of shared memory in use */
-    struct iso_shared kept[ISO_VTEST_MAX_KEPT];
+    uint32_t descriptors;
+    struct iso_shared kept[ISO_VTEST_MAX_DESCRIPTORS]; /* the one kept last is taken first: it is still in the cache */
     uint32_t kept_count;
 };
 

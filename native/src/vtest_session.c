@@ -281,7 +281,6 @@ uint32_t iso_vtest_session_run(struct iso_vtest_session *session, struct iso_vte
         ;
     if (session->over)
         *event = session->end;
-    event->protocol_version = session->protocol_version;
     return event->reason;
 }
 

@@ -36,7 +36,6 @@ enum iso_vtest_wake {
 
 struct iso_vtest_event {
     uint32_t reason;
-    uint32_t protocol_version;
     uint64_t faults;
     char text[ISO_VTEST_TEXT];
 };

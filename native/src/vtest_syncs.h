@@ -12,7 +12,7 @@
 #include "idmap.h"
 
 #define ISO_VTEST_MAX_SYNCS (1u << 16)
-#define ISO_VTEST_MAX_WAITS 4096u     /* that are not over */
+#define ISO_VTEST_MAX_WAITS 448u      /* that are not over: each has a descriptor */
 #define ISO_VTEST_MAX_SYNCS_AT_ONCE 1024u /* in one wait or one batch */
 #define ISO_VTEST_MAX_PENDING 4096u   /* batches whose syncs wait for a fence */
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from bench.vtest_servers import Renderer, start_isorend, start_peer
 from bench.workload import WorkloadUnavailable
 from tests.piglit.compare import Comparison
-from tests.piglit.run import Chosen, Patterns, Run, RunFailed, run_piglit
+from tests.piglit.run import Chosen, Patterns, Run, RunFailed, renderer_of, run_piglit
 from tests.piglit.selection import EXCLUDED, QUICK_TESTS, TESTS
 from tests.vm.debian_root import LabError
 from tests.vm.debian_tree import DebianTree
@@ -44,7 +44,9 @@ class Sides:
 
 def compare(tree: DebianTree, sides: Sides, out: Path, chosen: Chosen, repeats: int, console: Console) -> bool:
     """Whether both sides agree but for flaky tests. Raises RunFailed."""
-    console.print(f"ours: {sides.ours.name}, theirs: {sides.theirs.name}; results: {out}", soft_wrap=True)
+    for side, server in (("ours", sides.ours), ("theirs", sides.theirs)):
+        console.print(f"{side}: {server.name}, {renderer_of(tree, server)}", soft_wrap=True, highlight=False)
+    console.print(f"piglit's results: {out}", soft_wrap=True, highlight=False)
     ours, theirs = sides.run(tree, out / "first", chosen)
     comparison = Comparison(ours.results, theirs.results)
     _print_counts(console, comparison, ours, theirs)

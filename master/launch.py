@@ -1,0 +1,38 @@
+"""How the launcher of workers is started: its command line and its environment."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from context_worker.lockdown import worker_environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSettings:
+    """What all workers of a service have in common.
+
+    render_node: the GPU, None for the default one. shader_cache: a directory in which drivers keep compiled shaders
+    for the next worker, None for no such memory. share_worker: a worker may serve several contexts. log_level: a level
+    name of the logging module.
+    """
+
+    render_node: Path | None = None
+    shader_cache: Path | None = None
+    share_worker: bool = False
+    log_level: str = "INFO"
+
+    def command(self, channel_fd: int) -> list[str]:
+        """The launcher's command line; `channel_fd` is its end of the channel."""
+        command = [sys.executable, "-m", "context_worker.launcher", f"--channel-fd={channel_fd}"]
+        command.append(f"--log-level={self.log_level}")
+        if self.render_node is not None:
+            command.append(f"--render-node={self.render_node}")
+        if self.share_worker:
+            command.append("--share-worker")
+        return command
+
+    def environment(self) -> Mapping[str, str]:
+        """The launcher's environment, which its workers inherit."""
+        return {**os.environ, **worker_environment(self.shader_cache)}
