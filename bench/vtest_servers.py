@@ -95,8 +95,10 @@ def start_isorend(stack: ExitStack, *arguments: str) -> Renderer:
     return Renderer("isorend", directory, "virpipe", _programs(), pid)
 
 
-def start_peer(stack: ExitStack, *, one_process: bool = False) -> Renderer:
+def start_peer(stack: ExitStack, *, one_process: bool = False, shader_cache: bool = True) -> Renderer:
     """virgl_test_server, forking for each client unless `one_process`; ends with `stack`. Raises WorkloadUnavailable.
+
+    shader_cache: whether it keeps compiled shaders for later clients, as it does unless Mesa is told not to.
 
     Debian 12's listens at /tmp/.virgl_test whatever --socket-path says.
     """
@@ -105,7 +107,8 @@ def start_peer(stack: ExitStack, *, one_process: bool = False) -> Renderer:
     directory = _directory(stack)
     options = ["--no-fork", "--multi-clients"] if one_process else []
     argv = [str(_programs().enter), str(directory), PEER, "--use-egl-surfaceless", *options]
-    pid = _start_server(stack, PEER, argv, directory, _environment())
+    environment = _environment() if shader_cache else {**_environment(), "MESA_SHADER_CACHE_DISABLE": "true"}
+    pid = _start_server(stack, PEER, argv, directory, environment)
     return Renderer(ONE_PROCESS_PEER if one_process else PEER, directory, "virpipe", _programs(), pid)
 
 

@@ -25,7 +25,7 @@ class EngineError(Exception):
 
 
 class Engine(Protocol):
-    """One renderer, started, with at most one guest context."""
+    """One renderer, started. It has one guest context, or several in a worker that is shared."""
 
     @property
     def name(self) -> EngineName: ...
@@ -41,13 +41,17 @@ class Engine(Protocol):
         ...
 
     def create_context(self, message: CreateContext) -> Status:
-        """Make the guest context; fails if there is one."""
+        """Make a guest context; fails if the id is taken."""
         ...
 
-    def attach_resource(self, message: AttachResource) -> Status:
-        """Make a resource's object here and attach it to the context."""
+    def destroy_context(self, ctx_id: int) -> Status:
+        """Drop a guest context and what only it has."""
         ...
 
-    def detach_resource(self, resource_id: int) -> Status:
-        """Drop a resource's object."""
+    def attach_resource(self, ctx_id: int, message: AttachResource) -> Status:
+        """Attach a resource's object to the context, and make it if no context has it."""
+        ...
+
+    def detach_resource(self, ctx_id: int, resource_id: int) -> Status:
+        """Detach a resource's object, and drop it if no context has it any more."""
         ...

@@ -3,7 +3,7 @@
 It has imported all that a worker needs and has touched no driver: OpenGL drivers do not survive a fork, and some must
 not even be loaded before one. So a worker costs a fork and the start of its driver, not that of an interpreter.
 
-The master starts it as `python -m context_worker.launcher --channel-fd N`, with lockdown.worker_environment() in its
+The master starts it as `python -m context_worker.launcher --channel-fd N`, with lockdown.WORKER_ENVIRONMENT in its
 environment, and asks for workers over that channel. It has one thread, answers SpawnWorker and SpawnVtestWorker by
 Spawned with a pidfd, reaps what ends (Exited), and when the master is gone kills its workers and ends. If it dies
 itself, the kernel kills them.
@@ -17,9 +17,11 @@ import selectors
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from context_worker import lockdown, title, worker
 from context_worker.exit_code import ExitCode
+from context_worker.shader_cache import ShaderCaches
 from context_worker.worker import RingDescriptors, WorkerStart
 from ipc import messages
 from ipc.channel import Channel
@@ -44,9 +46,13 @@ class Child:
 class Launcher:
     """Forks workers and reaps them."""
 
-    def __init__(self, channel: Channel, render_node: str | None) -> None:
+    def __init__(
+        self, channel: Channel, render_node: str | None, shader_caches: ShaderCaches, share_worker: bool
+    ) -> None:
         self._channel = channel
         self._render_node = render_node
+        self._shader_caches = shader_caches
+        self._share_worker = share_worker
         self._children: dict[int, Child] = {}  # by pid
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel, selectors.EVENT_READ)
@@ -99,6 +105,8 @@ class Launcher:
         return WorkerStart(
             engine=message.engine,
             render_node=self._render_node,
+            shader_cache=self._shader_caches.give(message.worker_id),
+            shared=self._share_worker,
             parent_pid=os.getpid(),
             channel_fd=channel,
             ring=RingDescriptors(*memory) if isinstance(message, SpawnWorker) else None,
@@ -115,6 +123,7 @@ class Launcher:
         self._selector.unregister(child.pidfd)
         child.pidfd.close()
         del self._children[child.pid]
+        self._shader_caches.take_back(child.worker_id)
 
     def _end_children(self) -> None:
         for child in list(self._children.values()):
@@ -128,6 +137,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="context_worker.launcher", description="Starts workers for isorend's master.")
     parser.add_argument("--channel-fd", type=int, required=True, metavar="N", help="SOCK_SEQPACKET socket to master")
     parser.add_argument("--render-node", metavar="PATH", help="GPU for the workers; without it, EGL's default")
+    parser.add_argument("--shader-cache", type=Path, metavar="DIR", help="shared by all workers; without it, one each")
+    parser.add_argument("--share-worker", action="store_true", help="let a worker serve several contexts")
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS, help="least to log")
     return parser.parse_args(arguments)
 
@@ -148,11 +159,14 @@ def main(arguments: list[str]) -> int:
     lockdown.prctl(lockdown.PR_SET_PDEATHSIG, signal.SIGKILL)  # should the master end before this, the channel says so
     gc.collect()
     gc.freeze()  # the collector of a child does not touch, and so copy, what all children share
+    shader_caches = ShaderCaches(options.shader_cache)
     try:
-        Launcher(channel, options.render_node).serve()
+        Launcher(channel, options.render_node, shader_caches, options.share_worker).serve()
     except ProtocolError as error:
         log.error("%s", error)
         return ExitCode.PROTOCOL
+    finally:
+        shader_caches.close()
     return ExitCode.OK
 
 

@@ -17,14 +17,14 @@ import enum
 import os
 import resource
 import signal
-from pathlib import Path
 
-_ENVIRONMENT: dict[str, str] = {
+WORKER_ENVIRONMENT: dict[str, str] = {
     # PyOpenGL takes its functions from EGL, never from GLX.
     "PYOPENGL_PLATFORM": "egl",
     # PyOpenGL may load numpy, whose BLAS starts threads; the launcher forks and must have none.
     "OPENBLAS_NUM_THREADS": "1",
 }
+"""What the launcher's environment has to hold when it is executed; libraries read it too early to be set later."""
 
 # include/uapi/linux/prctl.h
 PR_SET_PDEATHSIG = 1
@@ -32,21 +32,6 @@ PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def worker_environment(shader_cache: Path | None) -> dict[str, str]:
-    """What the launcher's environment has to hold when it is executed; libraries read it too early to be set later.
-
-    A cache of compiled shaders that workers share is a way from one to the others: who has taken over one worker can
-    leave code there for the next. So there is none unless `shader_cache` names its directory. The variables are those
-    of Mesa (docs.mesa3d.org/envvars.html) and of NVIDIA's driver (its README, "OpenGL environment variable settings").
-    """
-    if shader_cache is None:
-        return {**_ENVIRONMENT, "MESA_SHADER_CACHE_DISABLE": "true", "__GL_SHADER_DISK_CACHE": "0"}
-    directory = os.fspath(shader_cache)
-    mesa = {"MESA_SHADER_CACHE_DISABLE": "false", "MESA_SHADER_CACHE_DIR": directory}
-    nvidia = {"__GL_SHADER_DISK_CACHE": "1", "__GL_SHADER_DISK_CACHE_PATH": directory}
-    return {**_ENVIRONMENT, **mesa, **nvidia}
 
 
 class Stage(enum.IntEnum):

@@ -10,7 +10,7 @@ _VIRGL_CAPS_V1_BYTES = 308  # sizeof(struct virgl_caps_v1), virgl_hw.h
 
 
 class NullEngine:
-    """Keeps count of its context and resources so that wrong ids are answered as a renderer does."""
+    """Keeps count of contexts and their resources so that wrong ids are answered as a renderer does."""
 
     name = EngineName.NULL
 
@@ -18,8 +18,7 @@ class NullEngine:
         """Raises OSError when its fence thread cannot be started."""
         self.native = NativeNullEngine()
         self.description = Description(renderer="null", version="", capabilities=Capability(0))
-        self._context = 0
-        self._resources: set[int] = set()
+        self._attached: dict[int, set[int]] = {}
 
     def capsets(self) -> list[Capset]:
         """A virgl set that says of nothing that it can be done: without one there is no 3D, and so no context."""
@@ -27,21 +26,27 @@ class NullEngine:
 
     def create_context(self, message: CreateContext) -> Status:
         """Remember the context's id."""
-        if self._context:
+        if message.ctx_id in self._attached:
             return Status.INVALID_PARAMETER
-        self._context = message.ctx_id
+        self._attached[message.ctx_id] = set()
         return Status.OK
 
-    def attach_resource(self, message: AttachResource) -> Status:
+    def destroy_context(self, ctx_id: int) -> Status:
+        """Forget the context and what it has."""
+        return Status.INVALID_RESOURCE if self._attached.pop(ctx_id, None) is None else Status.OK
+
+    def attach_resource(self, ctx_id: int, message: AttachResource) -> Status:
         """Remember the resource's id."""
-        if not self._context or message.resource_id in self._resources:
+        attached = self._attached.get(ctx_id)
+        if attached is None or message.resource_id in attached:
             return Status.INVALID_PARAMETER
-        self._resources.add(message.resource_id)
+        attached.add(message.resource_id)
         return Status.OK
 
-    def detach_resource(self, resource_id: int) -> Status:
+    def detach_resource(self, ctx_id: int, resource_id: int) -> Status:
         """Forget the resource's id."""
-        if resource_id not in self._resources:
+        attached = self._attached.get(ctx_id, set())
+        if resource_id not in attached:
             return Status.INVALID_RESOURCE
-        self._resources.remove(resource_id)
+        attached.remove(resource_id)
         return Status.OK

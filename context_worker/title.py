@@ -31,6 +31,11 @@ def context_title(ctx_id: int, name: str, engine: EngineName) -> str:
     return " ".join(filter(None, (f"isorend: ctx {ctx_id}", printable(name), f"({engine})")))
 
 
+def shared_title(engine: EngineName) -> str:
+    """That of the worker that serves all guest contexts."""
+    return f"isorend: shared ({engine})"
+
+
 def vtest_spare_title(engine: EngineName) -> str:
     """That of a worker which waits for a vtest client."""
     return f"isorend: vtest spare ({engine})"

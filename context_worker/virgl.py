@@ -11,6 +11,8 @@ from native.engines import VirglEngine as NativeVirglEngine
 
 CAPSET_VIRGL = 1
 CAPSET_VIRGL2 = 2
+_WARM_UP_ID = 1
+
 
 class VirglEngine:
     """virglrenderer, started; after the constructor its GL context is the current one."""
@@ -36,10 +38,10 @@ class VirglEngine:
 
     def _warm_up(self) -> None:
         """Create and destroy a context, which compiles what every context needs."""
-        error = self.native.context_create(1, CAPSET_VIRGL2, "warm-up")
+        error = self.native.context_create(_WARM_UP_ID, CAPSET_VIRGL2, "warm-up")
         if error:
             raise EngineError(f"virglrenderer makes no context: {errno.errorcode.get(error, error)}")
-        self.native.context_destroy()
+        self.native.context_destroy(_WARM_UP_ID)
 
     def capsets(self) -> list[Capset]:
         """virgl and virgl2, as far as virglrenderer has them. What of it a guest may use is for the master to say."""
@@ -55,13 +57,17 @@ class VirglEngine:
         return sets
 
     def create_context(self, message: CreateContext) -> Status:
-        """Create the guest context under the guest's id."""
+        """Create a guest context under the guest's id."""
         return status_of(self.native.context_create(message.ctx_id, message.capset_id, printable(message.name)))
 
-    def attach_resource(self, message: AttachResource) -> Status:
-        """Make a v1 resource in virglrenderer and attach it to the context."""
-        return status_of(self.native.resource_attach(ResourceArguments(**vars(message))))
+    def destroy_context(self, ctx_id: int) -> Status:
+        """Destroy it and what only it had attached."""
+        return status_of(self.native.context_destroy(ctx_id))
 
-    def detach_resource(self, resource_id: int) -> Status:
-        """Detach it and drop it."""
-        return status_of(self.native.resource_detach(resource_id))
+    def attach_resource(self, ctx_id: int, message: AttachResource) -> Status:
+        """Attach a v1 resource of virglrenderer's to the context, and make it if this is the first one to have it."""
+        return status_of(self.native.resource_attach(ctx_id, ResourceArguments(**vars(message))))
+
+    def detach_resource(self, ctx_id: int, resource_id: int) -> Status:
+        """Detach it; the last one to let go drops it."""
+        return status_of(self.native.resource_detach(ctx_id, resource_id))

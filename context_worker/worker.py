@@ -8,9 +8,10 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
-from context_worker import lockdown, title
+from context_worker import lockdown, shader_cache, title
 from context_worker.engine import Engine, EngineError
 from context_worker.exit_code import ExitCode
 from context_worker.lockdown import Stage
@@ -47,10 +48,15 @@ class RingDescriptors(NamedTuple):
 
 @dataclass(frozen=True)
 class WorkerStart:
-    """What a worker is born with: its engine and its descriptors, all its own. Without `ring` it is a vtest worker."""
+    """What a worker is born with: its engine and its descriptors, all its own. Without `ring` it is a vtest worker.
+
+    `shared`: it serves all guest contexts, and not one.
+    """
 
     engine: EngineName
     render_node: str | None
+    shader_cache: Path
+    shared: bool
     parent_pid: int
     channel_fd: int
     ring: RingDescriptors | None
@@ -76,7 +82,7 @@ def run(start: WorkerStart) -> NoReturn:
             lockdown.seal()
             stage = Stage.SEALED
             introduce(channel, engine)
-            code = serve(channel, engine, consumer) if consumer else serve_vtest(channel, engine)
+            code = serve(channel, engine, consumer, start.shared) if consumer else serve_vtest(channel, engine)
     except ChannelClosed:
         code = ExitCode.OK
     except BaseException:
@@ -90,6 +96,7 @@ def run(start: WorkerStart) -> NoReturn:
 def be_born(start: WorkerStart) -> None:
     """Stage BORN: let go of everything that is the launcher's."""
     lockdown.die_with_parent(start.parent_pid)
+    os.setsid()  # a scheduling group of its own (sched(7), autogroup): a busy worker does not hold up an idle one
     lockdown.close_all_but({0, 1, 2, start.channel_fd, *(start.ring or ())})
     lockdown.reset_signals()
     title.set_title(title.spare_title(start.engine) if start.ring else title.vtest_spare_title(start.engine))
@@ -100,6 +107,8 @@ def load(start: WorkerStart, channel: Channel) -> Engine | None:
     try:
         if start.engine is EngineName.NULL:
             return NullEngine()
+        start.shader_cache.mkdir(mode=0o700, exist_ok=True)
+        os.environ.update(shader_cache.environment(start.shader_cache))
         return VirglEngine(start.render_node, for_vtest=start.ring is None)
     except EngineError as error:
         log.error("%s", error)
@@ -128,9 +137,9 @@ def introduce(channel: Channel, engine: Engine) -> None:
     channel.send(CapsetsDone())
 
 
-def serve(channel: Channel, engine: Engine, consumer: Consumer) -> ExitCode:
+def serve(channel: Channel, engine: Engine, consumer: Consumer, shared: bool) -> ExitCode:
     """Stage SEALED: execute what comes through the ring until the end."""
-    decisions = Decisions(engine, consumer)
+    decisions = Decisions(engine, consumer, shared)
     while True:
         wake = consumer.run()
         match wake:
@@ -160,13 +169,15 @@ def _refuse(channel: Channel, text: str) -> ExitCode:
 class Decisions:
     """What Python does about control records."""
 
-    def __init__(self, engine: Engine, consumer: Consumer) -> None:
+    def __init__(self, engine: Engine, consumer: Consumer, shared: bool) -> None:
         self._engine = engine
         self._consumer = consumer
-        self._handlers: dict[type[Message], Callable[..., Status]] = {
+        self._shared = shared
+        self._has_context = False
+        self._handlers: dict[type[Message], Callable[[int, Any], Status]] = {
             CreateContext: self._create_context,
             AttachResource: engine.attach_resource,
-            DetachResource: lambda message: engine.detach_resource(message.resource_id),
+            DetachResource: lambda ctx_id, message: engine.detach_resource(ctx_id, message.resource_id),
         }
 
     def decide(self, control: Control) -> bool:
@@ -175,14 +186,23 @@ class Decisions:
         if isinstance(message, DestroyContext):
             if not self._consumer.drain(_DRAIN_MS):
                 log.warning("the renderer does not finish")
+            if self._shared:
+                self._engine.destroy_context(control.ctx_id)
             self._consumer.finish(Status.OK)
-            return True
-        status = self._handlers[type(message)](message)
+            return not self._shared  # the end of the process is the quickest way to clear up after one
+        status = self._handlers[type(message)](control.ctx_id, message)
         if status is not Status.OK:
             log.debug("%s: %s", message, status.name)  # not louder: a guest can make any number of these
         self._consumer.finish(status)
         return False
 
-    def _create_context(self, message: CreateContext) -> Status:
-        title.set_title(title.context_title(message.ctx_id, message.name, self._engine.name))
-        return self._engine.create_context(message)
+    def _create_context(self, _ctx_id: int, message: CreateContext) -> Status:
+        if self._has_context and not self._shared:
+            return Status.INVALID_PARAMETER
+        if self._shared:
+            title.set_title(title.shared_title(self._engine.name))
+        else:
+            title.set_title(title.context_title(message.ctx_id, message.name, self._engine.name))
+        status = self._engine.create_context(message)
+        self._has_context = self._has_context or status is Status.OK
+        return status

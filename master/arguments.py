@@ -154,8 +154,8 @@ def add_shader_cache(group: argparse._ArgumentGroup) -> None:
         "--shader-cache",
         metavar="DIR",
         type=shader_cache,
-        help="keep compiled shaders there for the next worker: faster starts, but a worker that was taken over can "
-        "leave code there for others (none)",
+        help="keep compiled shaders there for all workers: programs start faster, but whoever takes one worker over "
+        "can leave code there for the others (a cache for each that ends with it)",
     )
 
 

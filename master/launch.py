@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from context_worker.lockdown import worker_environment
+from context_worker.lockdown import WORKER_ENVIRONMENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,7 @@ class LaunchSettings:
     """What all workers of a service have in common.
 
     render_node: the GPU, None for the default one. shader_cache: a directory in which drivers keep compiled shaders
-    for the next worker, None for no such memory. share_worker: a worker may serve several contexts. log_level: a level
+    for all workers, None for one each. share_worker: a worker may serve several contexts. log_level: a level
     name of the logging module.
     """
 
@@ -29,10 +29,12 @@ class LaunchSettings:
         command.append(f"--log-level={self.log_level}")
         if self.render_node is not None:
             command.append(f"--render-node={self.render_node}")
+        if self.shader_cache is not None:
+            command.append(f"--shader-cache={self.shader_cache}")
         if self.share_worker:
             command.append("--share-worker")
         return command
 
     def environment(self) -> Mapping[str, str]:
         """The launcher's environment, which its workers inherit."""
-        return {**os.environ, **worker_environment(self.shader_cache)}
+        return {**os.environ, **WORKER_ENVIRONMENT}

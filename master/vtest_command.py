@@ -29,6 +29,7 @@ examples:
   {prog} --socket-path=/run/user/1000/vtest.sock
       Serve programs of the same user. They find it by their environment:
         GALLIUM_DRIVER=virpipe LIBGL_ALWAYS_SOFTWARE=1 VTEST_SOCKET_NAME=/run/user/1000/vtest.sock glxgears
+      Mesa before 23.1 does not know VTEST_SOCKET_NAME: its programs look at /tmp/.virgl_test alone.
   {prog} --socket-path=/run/isorend/vtest.sock --socket-owner=:render --socket-mode=660
       Serve everybody in the group render.
   {prog} --fd=3

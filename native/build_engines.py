@@ -18,7 +18,7 @@ from native.cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, 
 SOURCES = (
     *("engine.c", "consumer.c"),
     *("null_engine.c", "null_vtest.c"),
-    *("virgl_engine.c", "virgl_egl.c", "virgl_log.c", "virgl_vtest.c", "virgl_gl_fence.c"),
+    *("virgl_engine.c", "virgl_contexts.c", "virgl_egl.c", "virgl_log.c", "virgl_vtest.c", "virgl_gl_fence.c"),
     *("vtest_session.c", "vtest_commands.c", "vtest_commands3.c"),
     *("vtest_stream.c", "vtest_resources.c", "vtest_syncs.c", "idmap.c"),
 )

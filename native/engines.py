@@ -43,9 +43,13 @@ def status_of(error: int) -> Status:
 
 @dataclass(frozen=True)
 class Control:
-    """A control record is open: its payload is one message of ipc.messages. Answer it with Consumer.finish()."""
+    """A control record is open: its payload is one message of ipc.messages, for the context `ctx_id`.
+
+    Answer it with Consumer.finish().
+    """
 
     seq: int
+    ctx_id: int
     payload: bytes
 
 
@@ -127,7 +131,7 @@ class NullEngine(NativeEngine):
 
 
 class VirglEngine(NativeEngine):
-    """libvirglrenderer with one guest context. There can be one of these in the life of a process."""
+    """libvirglrenderer and its guest contexts. There can be one of these in the life of a process."""
 
     def __init__(self, egl_display: int, egl_config: int, *, gles: bool, for_vtest: bool = False) -> None:
         """Initialise virglrenderer on an EGLDisplay and EGLConfig (addresses). Raises OSError when it refuses.
@@ -154,21 +158,21 @@ class VirglEngine(NativeEngine):
         return None if data == ffi.NULL else (version[0], bytes(ffi.buffer(data, size[0])))
 
     def context_create(self, ctx_id: int, capset_id: int, name: str) -> int:
-        """Create the guest context; 0 or a positive errno. `name` is shown in virglrenderer's messages."""
+        """Create a guest context; 0 or a positive errno. `name` is shown in virglrenderer's messages."""
         return int(lib.iso_virgl_context_create(ctx_id, capset_id, name.encode("ascii", "replace")))
 
-    def context_destroy(self) -> None:
-        """Destroy the guest context, if there is one."""
-        lib.iso_virgl_context_destroy()
+    def context_destroy(self, ctx_id: int) -> int:
+        """Destroy a guest context and its attachments; 0 or ENOENT."""
+        return int(lib.iso_virgl_context_destroy(ctx_id))
 
-    def resource_attach(self, arguments: ResourceArguments) -> int:
-        """Make a resource and attach it to the context; 0 or a positive errno."""
+    def resource_attach(self, ctx_id: int, arguments: ResourceArguments) -> int:
+        """Attach a resource to a context, and make it if no context has it; 0 or a positive errno."""
         resource = ffi.new("struct iso_virgl_resource *", vars(arguments))
-        return int(lib.iso_virgl_resource_attach(resource))
+        return int(lib.iso_virgl_resource_attach(ctx_id, resource))
 
-    def resource_detach(self, resource_id: int) -> int:
-        """Detach a resource and drop it; 0 or ENOENT."""
-        return int(lib.iso_virgl_resource_detach(resource_id))
+    def resource_detach(self, ctx_id: int, resource_id: int) -> int:
+        """Detach a resource, and drop it if no other context has it; 0 or ENOENT."""
+        return int(lib.iso_virgl_resource_detach(ctx_id, resource_id))
 
 
 def virgl_version() -> tuple[int, int, int]:
@@ -212,7 +216,8 @@ class Consumer:
         event = self._event
         reason = lib.iso_consumer_run(self._consumer, event)
         if reason == lib.ISO_WAKE_CONTROL:
-            return Control(seq=event.seq, payload=bytes(ffi.buffer(event.payload, event.payload_len)))
+            payload = bytes(ffi.buffer(event.payload, event.payload_len))
+            return Control(seq=event.seq, ctx_id=event.ctx_id, payload=payload)
         if reason == lib.ISO_WAKE_HANGUP:
             return HungUp()
         text = _text(event.text)

@@ -37,7 +37,7 @@ struct iso_wake_event {
     uint32_t reason;
     uint32_t flags;
     uint64_t seq;
-    uint32_t ring_idx;
+    uint32_t ring_idx, ctx_id;
     uint32_t payload_len;
     const uint8_t *payload;
     uint64_t faults;
@@ -72,9 +72,9 @@ struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bo
 void iso_virgl_started(void);
 const void *iso_virgl_capset(uint32_t id, uint32_t *version, uint32_t *size);
 int iso_virgl_context_create(uint32_t ctx_id, uint32_t capset_id, const char *name);
-void iso_virgl_context_destroy(void);
-int iso_virgl_resource_attach(const struct iso_virgl_resource *resource);
-int iso_virgl_resource_detach(uint32_t resource_id);
+int iso_virgl_context_destroy(uint32_t ctx_id);
+int iso_virgl_resource_attach(uint32_t ctx_id, const struct iso_virgl_resource *resource);
+int iso_virgl_resource_detach(uint32_t ctx_id, uint32_t resource_id);
 uint32_t iso_virgl_version(void);
 
 void iso_virgl_log_set_prefix(const char *prefix);

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from context_worker.lockdown import worker_environment
+from context_worker.lockdown import WORKER_ENVIRONMENT
 from ipc import messages, ring
 from ipc.channel import Channel, channel_pair
 from ipc.errors import ChannelClosed
-from ipc.messages import Capset, CapsetsDone, EngineName, Exited, Message, Ready, Spawned, SpawnWorker
+from ipc.messages import Capset, CapsetsDone, CreateContext, EngineName, Exited, Message, Ready, Spawned, SpawnWorker
 from ipc.ring import RecordFlag, RecordType, WorkerMemory
 from native.owned_fd import OwnedFd
 
@@ -68,6 +68,7 @@ class RingProducer:
         self._words32 = memoryview(self.map).cast("I")
         self.head = 0
         self.next_seq = 1
+        self.ctx_id = 0
         self.completions: list[Completion] = []
         self._cpl_tail = 0
 
@@ -114,7 +115,7 @@ class RingProducer:
             self.head += ring.RING_CMD_BYTES - at
         seq = self.next_seq
         self.next_seq += 1
-        self.write_raw(_RECORD.pack(size, kind, seq, flags, ring_idx, len(payload), 0) + payload)
+        self.write_raw(_RECORD.pack(size, kind, seq, flags, ring_idx, len(payload), self.ctx_id) + payload)
         self.head += size
         if publish:
             self.publish()
@@ -131,7 +132,9 @@ class RingProducer:
         self.ring_doorbell()
 
     def control(self, message: Message, flags: RecordFlag = RecordFlag.COMPLETE) -> int:
-        """A control record."""
+        """A control record. The first CreateContext also says of which context the records are from now on."""
+        if isinstance(message, CreateContext):
+            self.ctx_id = self.ctx_id or message.ctx_id
         return self.put(RecordType.CONTROL, message.encode(), flags)
 
     def submit(self, payload: bytes, flags: RecordFlag = RecordFlag.FENCE) -> int:
@@ -271,7 +274,7 @@ class Launcher:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "context_worker.launcher", f"--channel-fd={theirs.fileno()}", *arguments],
                 cwd=ROOT,
-                env=os.environ | worker_environment(None),
+                env=os.environ | WORKER_ENVIRONMENT,
                 pass_fds=[theirs.fileno()],
                 stderr=stderr,
             )

@@ -78,6 +78,8 @@ def test_the_defaults(served: list[ServeOptions]) -> None:
         fd=None,
         render_node=None,
         engine="virgl",
+        shader_cache=None,
+        share_worker=False,
         keep_listening=False,
         spares=2,
         hang_timeout_s=10.0,
@@ -87,13 +89,15 @@ def test_the_defaults(served: list[ServeOptions]) -> None:
 
 
 @pytest.mark.parametrize("program", [lambda arguments: cli.main(["serve", *arguments]), cli.vhost_user_gpu_main])
-def test_every_option_by_either_program(served: list[ServeOptions], program: object) -> None:
+def test_every_option_by_either_program(served: list[ServeOptions], program: object, tmp_path: Path) -> None:
     assert callable(program)
     arguments = [
         SOCKET,
         "--virgl",
         "--engine=null",
         "--render-node=/dev/null",
+        f"--shader-cache={tmp_path / 'shaders'}",
+        "--share-worker",
         "--keep-listening",
         "--spares=0",
         "--hang-timeout=2.5",
@@ -106,6 +110,8 @@ def test_every_option_by_either_program(served: list[ServeOptions], program: obj
         socket_path=Path("/tmp/isorend-test.sock"),
         engine="null",
         render_node=Path("/dev/null"),
+        shader_cache=tmp_path / "shaders",
+        share_worker=True,
         keep_listening=True,
         spares=0,
         hang_timeout_s=2.5,
@@ -134,18 +140,20 @@ def test_the_defaults_of_vtest(served_by_vtest: list[VtestOptions]) -> None:
         max_clients=64,
         render_node=None,
         engine="virgl",
+        shader_cache=None,
         spares=2,
         log_level="INFO",
     )
 
 
-def test_every_option_of_vtest(served_by_vtest: list[VtestOptions]) -> None:
+def test_every_option_of_vtest(served_by_vtest: list[VtestOptions], tmp_path: Path) -> None:
     arguments = [
         "--socket-mode=0660",
         "--socket-owner=root:4711",
         "--max-clients=1",
         "--render-node=/dev/null",
         "--engine=virgl",
+        f"--shader-cache={tmp_path}",
         "--spares=0",
         "--log-level=error",
     ]
@@ -158,10 +166,20 @@ def test_every_option_of_vtest(served_by_vtest: list[VtestOptions]) -> None:
             max_clients=1,
             render_node=Path("/dev/null"),
             engine="virgl",
+            shader_cache=tmp_path,
             spares=0,
             log_level="ERROR",
         )
     ]
+
+
+def test_a_shader_cache_that_others_could_write_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for argument, why in ((tmp_path, "others may write to it"), ("/dev/null", "File exists"), ("/proc/x", "proc/x")):
+        result = run_program("vtest", SOCKET, f"--shader-cache={argument}")
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert "--shader-cache" in line and why in line
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from context_worker.exit_code import ExitCode
-from context_worker.lockdown import worker_environment
+from context_worker.lockdown import WORKER_ENVIRONMENT
 from ipc.channel import channel_pair
 from ipc.messages import CreateContext, EngineName, Exited, Fault, Spawned, SpawnFailed, SpawnWorker
 from ipc.ring import RecordStatus, RecordType, WorkerMemory
@@ -232,7 +232,7 @@ def test_a_wrong_command_line_ends_with_code_2(arguments: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "context_worker.launcher", *arguments],
         cwd=ROOT,
-        env=os.environ | worker_environment(None),
+        env=os.environ | WORKER_ENVIRONMENT,
         capture_output=True,
         text=True,
     )

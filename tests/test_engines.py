@@ -56,7 +56,7 @@ def bench() -> Iterator[Bench]:
 
 def test_control_records_come_to_python_and_are_finished_once(bench: Bench) -> None:
     seq = bench.producer.put(RecordType.CONTROL, b"message", RecordFlag.COMPLETE)
-    assert bench.consumer.run() == Control(seq=seq, payload=b"message")
+    assert bench.consumer.run() == Control(seq=seq, ctx_id=0, payload=b"message")
     assert isinstance(bench.consumer.run(), Broken)  # it is still open
     bench.consumer.finish(Status.INVALID_RESOURCE)
     with pytest.raises(RuntimeError):

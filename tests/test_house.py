@@ -27,7 +27,7 @@ MAY_IMPORT = {
 PACKAGES = {*MAY_IMPORT, "tests", "bench"}
 
 # What the master may know of context_worker's inside: the rest of it would bring a driver in.
-MASTER_MAY_KNOW = {("context_worker.lockdown", "worker_environment")}
+MASTER_MAY_KNOW = {("context_worker.lockdown", "WORKER_ENVIRONMENT")}
 
 # Beyond the standard library, and nothing else: what set-up installs for the service.
 MAY_REQUIRE = {

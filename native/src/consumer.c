@@ -16,6 +16,7 @@
 #define MAX_FAILED 1024u       /* failed records whose fences are under way; beyond that they are completed out of order */
 #define BUSY_CHECK_INTERVAL 64 /* records between two looks at the descriptors while the ring never runs empty */
 #define FAULT_INTERVAL_NS 1000000000ull
+#define PATIENCE_NS 50000ull   /* for a fence with nothing behind it; a wait of virglrenderer's thread costs 10 to 30 us */
 
 struct failed_fence {
     uint64_t seq;
@@ -151,9 +152,16 @@ static void fence_done(void *cookie, uint64_t seq)
     pthread_mutex_unlock(&consumer->lock);
 }
 
-/* A failed record gets a fence all the same: its completion must not overtake those before it. */
-static void create_fence(struct iso_consumer *consumer, uint32_t ring_idx, uint64_t seq, uint32_t status)
+/* Whether nothing stands behind the record being executed. */
+static bool is_last(struct iso_consumer *consumer, const struct iso_record *record)
 {
+    return atomic_load(&consumer->ring->cmd_head) == consumer->tail + record->size;
+}
+
+/* A failed record gets a fence all the same: its completion must not overtake those before it. */
+static void create_fence(struct iso_consumer *consumer, const struct iso_record *record, uint32_t status)
+{
+    const uint64_t seq = record->seq, patience = is_last(consumer, record) ? PATIENCE_NS : 0;
     bool ordered = true;
 
     pthread_mutex_lock(&consumer->lock);
@@ -166,7 +174,8 @@ static void create_fence(struct iso_consumer *consumer, uint32_t ring_idx, uint6
     pthread_mutex_unlock(&consumer->lock);
     consumer->statistics.fences++;
 
-    if (ordered && consumer->engine->ops->create_fence(consumer->engine, ring_idx, seq) == ISO_STATUS_OK)
+    if (ordered && consumer->engine->ops->create_fence(consumer->engine, record->ctx_id, record->ring_idx, seq, patience) ==
+                       ISO_STATUS_OK)
         return;
 
     pthread_mutex_lock(&consumer->lock);
@@ -181,7 +190,7 @@ static void create_fence(struct iso_consumer *consumer, uint32_t ring_idx, uint6
 static void answer(struct iso_consumer *consumer, const struct iso_record *record, uint32_t status)
 {
     if (record->flags & ISO_FLAG_FENCE)
-        create_fence(consumer, record->ring_idx, record->seq, status);
+        create_fence(consumer, record, status);
     else if (record->flags & ISO_FLAG_COMPLETE)
         complete(consumer, record->seq, status);
 }
@@ -246,8 +255,8 @@ static uint32_t execute_transfer(struct iso_consumer *consumer, const struct iso
     if (!staging)
         return ISO_STATUS_INVALID_PARAMETER;
     if (record->type == ISO_RECORD_TRANSFER_WRITE)
-        return ops->transfer_write(consumer->engine, &transfer, staging);
-    return ops->transfer_read(consumer->engine, &transfer, staging);
+        return ops->transfer_write(consumer->engine, record->ctx_id, &transfer, staging);
+    return ops->transfer_read(consumer->engine, record->ctx_id, &transfer, staging);
 }
 
 static bool execute(struct iso_consumer *consumer, const struct iso_record *record, const uint8_t *payload, uint32_t *status)
@@ -255,7 +264,7 @@ static bool execute(struct iso_consumer *consumer, const struct iso_record *reco
     switch (record->type) {
     case ISO_RECORD_SUBMIT:
         consumer->statistics.submits++;
-        *status = consumer->engine->ops->submit(consumer->engine, payload, record->payload_len);
+        *status = consumer->engine->ops->submit(consumer->engine, record->ctx_id, payload, record->payload_len);
         return true;
     case ISO_RECORD_TRANSFER_WRITE:
     case ISO_RECORD_TRANSFER_READ:
@@ -351,6 +360,7 @@ static void open_control(struct iso_consumer *consumer, const struct iso_record 
     event->flags = record->flags;
     event->seq = record->seq;
     event->ring_idx = record->ring_idx;
+    event->ctx_id = record->ctx_id;
     event->payload_len = record->payload_len;
     event->payload = iso_ring_cmd_base(consumer->ring) + (consumer->tail & CMD_MASK) + sizeof(*record);
 }

@@ -24,7 +24,7 @@ struct iso_wake_event {
     uint32_t reason;
     uint32_t flags;
     uint64_t seq;
-    uint32_t ring_idx;
+    uint32_t ring_idx, ctx_id;
     uint32_t payload_len;
     const uint8_t *payload; /* in the ring; valid until iso_consumer_finish() */
     uint64_t faults;        /* with ISO_WAKE_FAULT: reported since the last such event */

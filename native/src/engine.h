@@ -5,7 +5,8 @@
  * what went wrong with iso_engine_fault(), which the consumer hands to Python once and then forgets.
  *
  * create_fence() promises one later call of fence_done(cookie, seq), from any thread, also from within create_fence() itself,
- * in the order in which the fences were created. If it returns anything but ISO_STATUS_OK there will be no such call.
+ * in the order in which the fences were created. If it returns anything but ISO_STATUS_OK there will be no such call. It may
+ * block for patience_ns, for which the consumer has nothing else to do.
  *
  * An engine which needs its poll() called says when by poll_fd(): a descriptor that turns readable, or -1 for "while fences
  * are pending, every millisecond".
@@ -26,10 +27,10 @@ struct iso_vtest_ops;
 
 struct iso_engine_ops {
     const char *name;
-    uint32_t (*submit)(struct iso_engine *engine, const void *payload, uint32_t len);
-    uint32_t (*transfer_write)(struct iso_engine *engine, const struct iso_transfer *transfer, uint8_t *staging);
-    uint32_t (*transfer_read)(struct iso_engine *engine, const struct iso_transfer *transfer, uint8_t *staging);
-    uint32_t (*create_fence)(struct iso_engine *engine, uint32_t ring_idx, uint64_t seq);
+    uint32_t (*submit)(struct iso_engine *engine, uint32_t ctx_id, const void *payload, uint32_t len);
+    uint32_t (*transfer_write)(struct iso_engine *engine, uint32_t ctx_id, const struct iso_transfer *transfer, uint8_t *staging);
+    uint32_t (*transfer_read)(struct iso_engine *engine, uint32_t ctx_id, const struct iso_transfer *transfer, uint8_t *staging);
+    uint32_t (*create_fence)(struct iso_engine *engine, uint32_t ctx_id, uint32_t ring_idx, uint64_t seq, uint64_t patience_ns);
     void (*poll)(struct iso_engine *engine);
     int (*poll_fd)(struct iso_engine *engine);
     const struct iso_vtest_ops *vtest; /* NULL: such an engine serves no vtest session */

@@ -18,6 +18,7 @@ struct null_fence {
 struct null_engine {
     struct iso_engine base;
     uint32_t next_delay_ms;
+    uint32_t under_way; /* fences not done */
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -49,10 +50,11 @@ static void burn_ms(uint32_t milliseconds)
     } while ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 < (long)milliseconds);
 }
 
-static uint32_t null_submit(struct iso_engine *engine, const void *payload, uint32_t len)
+static uint32_t null_submit(struct iso_engine *engine, uint32_t ctx_id, const void *payload, uint32_t len)
 {
     uint32_t words[2] = {ISO_NULL_NOP, 0};
 
+    (void)ctx_id;
     memcpy(words, payload, len < sizeof(words) ? len : sizeof(words));
     switch (words[0]) {
     case ISO_NULL_BUSY:
@@ -74,25 +76,34 @@ static uint32_t null_submit(struct iso_engine *engine, const void *payload, uint
     }
 }
 
-static uint32_t null_transfer(struct iso_engine *engine, const struct iso_transfer *transfer, uint8_t *staging)
+static uint32_t null_transfer(struct iso_engine *engine, uint32_t ctx_id, const struct iso_transfer *transfer, uint8_t *staging)
 {
     (void)engine;
+    (void)ctx_id;
     (void)transfer;
     (void)staging;
     return ISO_STATUS_OK;
 }
 
-static uint32_t null_create_fence(struct iso_engine *engine, uint32_t ring_idx, uint64_t seq)
+static uint32_t null_create_fence(struct iso_engine *engine, uint32_t ctx_id, uint32_t ring_idx, uint64_t seq,
+                                  uint64_t patience_ns)
 {
     struct null_engine *null = of(engine);
     bool full;
 
+    (void)ctx_id;
     (void)ring_idx;
     pthread_mutex_lock(&null->lock);
+    if (patience_ns && !null->under_way && !null->next_delay_ms) {
+        pthread_mutex_unlock(&null->lock);
+        engine->fence_done(engine->cookie, seq);
+        return ISO_STATUS_OK;
+    }
     full = null->head - null->tail == MAX_FENCES;
     if (!full) {
         null->fences[null->head++ % MAX_FENCES] = (struct null_fence){.seq = seq, .delay_ms = null->next_delay_ms};
         null->next_delay_ms = 0;
+        null->under_way++;
         pthread_cond_signal(&null->changed);
     }
     pthread_mutex_unlock(&null->lock);
@@ -134,6 +145,7 @@ static void *complete_fences(void *cookie)
             sleep_ms(fence.delay_ms);
         null->base.fence_done(null->base.cookie, fence.seq);
         pthread_mutex_lock(&null->lock);
+        null->under_way--;
     }
     pthread_mutex_unlock(&null->lock);
     return NULL;

@@ -73,7 +73,7 @@ static int null_transfer(struct iso_engine *self, const struct iso_vtest_transfe
 
 static int null_submit(struct iso_engine *self, const void *stream, uint32_t words)
 {
-    return self->ops->submit(self, stream, words * 4) == ISO_STATUS_OK ? 0 : EINVAL;
+    return self->ops->submit(self, 0, stream, words * 4) == ISO_STATUS_OK ? 0 : EINVAL;
 }
 
 static void null_flush(struct iso_engine *self)

@@ -7,13 +7,14 @@
 
 #include "virgl_api.h"
 #include "virgl_egl.h"
+#include "virgl_gl_fence.h"
 #include "virgl_log.h"
 #include "virgl_vtest.h"
 
 enum { CAPSET_VIRGL = 1, CAPSET_VIRGL2 = 2 };
 
 static struct iso_engine engine;
-static uint32_t context_id; /* 0: none */
+static _Atomic uint64_t fences_under_way; /* on virglrenderer's sync thread */
 
 /* Fences. */
 
@@ -23,6 +24,7 @@ static void write_context_fence(void *cookie, uint32_t ctx_id, uint32_t ring_idx
     (void)ctx_id;
     (void)ring_idx;
     engine.fence_done(engine.cookie, fence_id);
+    atomic_fetch_sub(&fences_under_way, 1);
 }
 
 static void write_fence(void *cookie, uint32_t fence)
@@ -31,16 +33,38 @@ static void write_fence(void *cookie, uint32_t fence)
     (void)fence; /* of context 0, for which no fence is ever created */
 }
 
-/* vrend has the one timeline: what a guest puts on several is kept in order on this one. */
-static uint32_t virgl_create_fence(struct iso_engine *self, uint32_t ring_idx, uint64_t seq)
+/* Whether all that the current GL context was told is done within patience_ns. */
+static bool is_done(uint64_t patience_ns)
+{
+    void *fence = iso_gl_fence();
+    bool done = fence && iso_gl_fence_wait(fence, patience_ns);
+
+    if (fence)
+        iso_gl_fence_drop(fence);
+    return done;
+}
+
+/*
+ * vrend has the one timeline: what a guest puts on several is kept in order on this one. A fence of its own costs two changes
+ * of thread, to its sync thread and back, which for a short command is most of its latency; so while there is time, this
+ * thread waits itself. Polling then leaves the results of queries, as vrend does before it retires a fence.
+ */
+static uint32_t virgl_create_fence(struct iso_engine *self, uint32_t ctx_id, uint32_t ring_idx, uint64_t seq, uint64_t patience_ns)
 {
     (void)ring_idx;
-    if (!context_id) {
+    if (!iso_virgl_context_exists(ctx_id)) {
         self->fence_done(self->cookie, seq); /* nothing can be under way */
         return ISO_STATUS_OK;
     }
-    if (virgl_renderer_context_create_fence(context_id, 0, 0, seq) == 0)
+    if (patience_ns && !atomic_load(&fences_under_way) && is_done(patience_ns)) {
+        virgl_renderer_poll();
+        self->fence_done(self->cookie, seq);
         return ISO_STATUS_OK;
+    }
+    atomic_fetch_add(&fences_under_way, 1);
+    if (virgl_renderer_context_create_fence(ctx_id, 0, 0, seq) == 0)
+        return ISO_STATUS_OK;
+    atomic_fetch_sub(&fences_under_way, 1);
     iso_engine_fault(self, "no fence could be created");
     return ISO_STATUS_FAILED;
 }
@@ -72,48 +96,50 @@ void iso_virgl_report(const char *what, int error)
         iso_engine_fault(&engine, "%s: %s", what, strerror(abs(error)));
 }
 
-static uint32_t virgl_submit(struct iso_engine *self, const void *payload, uint32_t len)
+static uint32_t virgl_submit(struct iso_engine *self, uint32_t ctx_id, const void *payload, uint32_t len)
 {
     int error;
 
     (void)self;
-    if (!context_id || len % 4)
+    if (!iso_virgl_context_exists(ctx_id) || len % 4)
         return ISO_STATUS_INVALID_PARAMETER;
     if (!len)
         return ISO_STATUS_OK;
     /* The payload is 32-byte aligned in the ring, and virglrenderer does not write to it. */
-    error = virgl_renderer_submit_cmd((void *)(uintptr_t)payload, (int)context_id, (int)(len / 4));
+    error = virgl_renderer_submit_cmd((void *)(uintptr_t)payload, (int)ctx_id, (int)(len / 4));
     iso_virgl_report("submit", error);
     return status_of(error);
 }
 
-static uint32_t virgl_transfer(struct iso_engine *self, const struct iso_transfer *transfer, uint8_t *staging, bool write)
+static uint32_t virgl_transfer(struct iso_engine *self, uint32_t ctx_id, const struct iso_transfer *transfer, uint8_t *staging, bool write)
 {
     struct virgl_box box = {transfer->x, transfer->y, transfer->z, transfer->w, transfer->h, transfer->d};
     struct iovec iov = {.iov_base = staging, .iov_len = (size_t)transfer->len};
     int error;
 
     (void)self;
-    if (!context_id)
+    if (!iso_virgl_context_exists(ctx_id))
         return ISO_STATUS_INVALID_PARAMETER;
     if (write)
-        error = virgl_renderer_transfer_write_iov(transfer->resource_id, context_id, (int)transfer->level, transfer->stride,
+        error = virgl_renderer_transfer_write_iov(transfer->resource_id, ctx_id, (int)transfer->level, transfer->stride,
                                                   transfer->layer_stride, &box, 0, &iov, 1);
     else
-        error = virgl_renderer_transfer_read_iov(transfer->resource_id, context_id, transfer->level, transfer->stride,
+        error = virgl_renderer_transfer_read_iov(transfer->resource_id, ctx_id, transfer->level, transfer->stride,
                                                  transfer->layer_stride, &box, 0, &iov, 1);
     iso_virgl_report(write ? "transfer to a resource" : "transfer from a resource", error);
     return status_of(error);
 }
 
-static uint32_t virgl_transfer_write(struct iso_engine *self, const struct iso_transfer *transfer, uint8_t *staging)
+static uint32_t virgl_transfer_write(struct iso_engine *self, uint32_t ctx_id, const struct iso_transfer *transfer,
+                                     uint8_t *staging)
 {
-    return virgl_transfer(self, transfer, staging, true);
+    return virgl_transfer(self, ctx_id, transfer, staging, true);
 }
 
-static uint32_t virgl_transfer_read(struct iso_engine *self, const struct iso_transfer *transfer, uint8_t *staging)
+static uint32_t virgl_transfer_read(struct iso_engine *self, uint32_t ctx_id, const struct iso_transfer *transfer,
+                                     uint8_t *staging)
 {
-    return virgl_transfer(self, transfer, staging, false);
+    return virgl_transfer(self, ctx_id, transfer, staging, false);
 }
 
 static void virgl_poll(struct iso_engine *self)
@@ -209,73 +235,4 @@ void iso_virgl_started(void)
 
     iso_virgl_log_set_quiet(false);
     iso_virgl_log_take_error(text, sizeof(text));
-}
-
-int iso_virgl_context_create(uint32_t ctx_id, uint32_t capset_id, const char *name)
-{
-    int error;
-
-    if (!ctx_id || ctx_id > INT32_MAX || context_id)
-        return EINVAL;
-    if (capset_id == 0)
-        capset_id = CAPSET_VIRGL2;
-    if (capset_id != CAPSET_VIRGL && capset_id != CAPSET_VIRGL2)
-        return EINVAL;
-    error = abs(virgl_renderer_context_create_with_flags(ctx_id, capset_id, (uint32_t)strnlen(name, ISO_VIRGL_NAME_MAX), name));
-    if (!error)
-        context_id = ctx_id;
-    return error;
-}
-
-void iso_virgl_context_destroy(void)
-{
-    if (context_id)
-        virgl_renderer_context_destroy(context_id);
-    context_id = 0;
-}
-
-uint32_t iso_virgl_context_id(void)
-{
-    return context_id;
-}
-
-static bool exists(uint32_t resource_id)
-{
-    struct virgl_renderer_resource_info info;
-
-    return virgl_renderer_resource_get_info((int)resource_id, &info) == 0;
-}
-
-int iso_virgl_resource_attach(const struct iso_virgl_resource *resource)
-{
-    struct virgl_renderer_resource_create_args arguments = {
-        .handle = resource->resource_id,
-        .target = resource->target,
-        .format = resource->format,
-        .bind = resource->bind,
-        .width = resource->width,
-        .height = resource->height,
-        .depth = resource->depth,
-        .array_size = resource->array_size,
-        .last_level = resource->last_level,
-        .nr_samples = resource->nr_samples,
-        .flags = resource->flags,
-    };
-    int error;
-
-    if (!context_id || !resource->resource_id || resource->resource_id > INT32_MAX || exists(resource->resource_id))
-        return EINVAL;
-    error = abs(virgl_renderer_resource_create(&arguments, NULL, 0));
-    if (!error)
-        virgl_renderer_ctx_attach_resource((int)context_id, (int)resource->resource_id);
-    return error;
-}
-
-int iso_virgl_resource_detach(uint32_t resource_id)
-{
-    if (!context_id || !exists(resource_id))
-        return ENOENT;
-    virgl_renderer_ctx_detach_resource((int)context_id, (int)resource_id);
-    virgl_renderer_resource_unref(resource_id);
-    return 0;
 }

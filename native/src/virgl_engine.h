@@ -1,5 +1,5 @@
 /*
- * The GL engine: libvirglrenderer (vrend), with one guest context in this process.
+ * The GL engine: libvirglrenderer (vrend), with the guest contexts of virgl_contexts.h.
  *
  * virglrenderer is a process-wide singleton, so is this. All functions belong to the consumer's thread; fences come back on
  * virglrenderer's sync thread. Functions that can fail return 0, or the positive errno virglrenderer gave.
@@ -8,16 +8,7 @@
 #define ISOREND_VIRGL_ENGINE_H
 
 #include "engine.h"
-
-#define ISO_VIRGL_NAME_MAX 64
-
-/* VIRTIO_GPU_CMD_RESOURCE_CREATE_3D, virtio 1.3 section 5.7.6.8. */
-struct iso_virgl_resource {
-    uint32_t resource_id;
-    uint32_t target, format, bind;
-    uint32_t width, height, depth, array_size;
-    uint32_t last_level, nr_samples, flags;
-};
+#include "virgl_contexts.h"
 
 /*
  * Who finds out that work is done. A ring's consumer has fences come back on virglrenderer's sync thread; a vtest session
@@ -37,16 +28,8 @@ void iso_virgl_started(void);
 /* The bytes of a capability set, virgl or virgl2, its newest version and its size; NULL if there is no such set. */
 const void *iso_virgl_capset(uint32_t id, uint32_t *version, uint32_t *size);
 
-/* The one guest context. capset_id 0 is a context of a guest without CONTEXT_INIT. */
-int iso_virgl_context_create(uint32_t ctx_id, uint32_t capset_id, const char *name);
-void iso_virgl_context_destroy(void);
-uint32_t iso_virgl_context_id(void); /* 0: there is none */
 /* Leave a fault for what virglrenderer logged as a context error, or for `error` (positive or negative errno, 0: none). */
 void iso_virgl_report(const char *what, int error);
-
-/* Make a resource and attach it to the context (EINVAL also where the id is taken); and the way back. */
-int iso_virgl_resource_attach(const struct iso_virgl_resource *resource);
-int iso_virgl_resource_detach(uint32_t resource_id);
 
 /* Version this was compiled against: major * 10000 + minor * 100 + micro. */
 uint32_t iso_virgl_version(void);

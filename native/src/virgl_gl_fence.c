@@ -35,9 +35,9 @@ void *iso_gl_fence(void)
     return found() ? gl.fence_sync(GL_SYNC_GPU_COMMANDS_COMPLETE, 0) : NULL;
 }
 
-bool iso_gl_fence_wait(void *fence, uint32_t timeout_ms)
+bool iso_gl_fence_wait(void *fence, uint64_t timeout_ns)
 {
-    return gl.client_wait_sync(fence, GL_SYNC_FLUSH_COMMANDS_BIT, timeout_ms * UINT64_C(1000000)) != GL_TIMEOUT_EXPIRED;
+    return gl.client_wait_sync(fence, GL_SYNC_FLUSH_COMMANDS_BIT, timeout_ns) != GL_TIMEOUT_EXPIRED;
 }
 
 void iso_gl_fence_drop(void *fence)

@@ -7,8 +7,8 @@
 
 /* Behind everything this context was told so far; NULL if there can be none. */
 void *iso_gl_fence(void);
-/* Whether it has been passed, after at most timeout_ms. Errors count as passed: there is nothing left to wait for. */
-bool iso_gl_fence_wait(void *fence, uint32_t timeout_ms);
+/* Whether it has been passed, after at most timeout_ns. Errors count as passed: there is nothing left to wait for. */
+bool iso_gl_fence_wait(void *fence, uint64_t timeout_ns);
 void iso_gl_fence_drop(void *fence);
 void iso_gl_flush(void);
 

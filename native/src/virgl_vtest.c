@@ -140,7 +140,7 @@ static bool asks_for_a_query(const uint32_t *stream, uint32_t words)
 static int vtest_submit(struct iso_engine *self, const void *stream, uint32_t words)
 {
     queries_wait = queries_wait || asks_for_a_query(stream, words);
-    switch (self->ops->submit(self, stream, words * 4)) {
+    switch (self->ops->submit(self, CONTEXT_ID, stream, words * 4)) {
     case ISO_STATUS_OK:
         return 0;
     case ISO_STATUS_OUT_OF_MEMORY:
@@ -179,7 +179,7 @@ static void settle_queries(struct iso_engine *self)
     queries_wait = false;
     self->fence_done = mark_settled;
     self->cookie = &settled;
-    if (self->ops->create_fence(self, 0, 1) == ISO_STATUS_OK)
+    if (self->ops->create_fence(self, CONTEXT_ID, 0, 1, 0) == ISO_STATUS_OK)
         for (virgl_renderer_poll(); !settled; virgl_renderer_poll())
             sched_yield();
     self->cookie = NULL;
@@ -187,7 +187,7 @@ static void settle_queries(struct iso_engine *self)
 
 static bool vtest_fence_wait(struct iso_engine *self, void *fence, uint32_t timeout_ms)
 {
-    if (!iso_gl_fence_wait(fence, timeout_ms))
+    if (!iso_gl_fence_wait(fence, timeout_ms * UINT64_C(1000000)))
         return false;
     if (queries_wait)
         settle_queries(self);
