@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +87,22 @@ def wait_until(condition: Callable[[], bool], awaited: str, *, every: float = _P
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {_PATIENCE_S:g} s in vain for {awaited}")
         time.sleep(every)
+
+
+@contextmanager
+def placed(processes: Iterable[psutil.Process], on_one_cpu: bool) -> Iterator[None]:
+    """Every thread of this process and of `processes` on the first CPU that this one may use, if `on_one_cpu`."""
+    if not on_one_cpu:
+        yield
+        return
+    threads = [thread.id for process in (psutil.Process(), *processes) for thread in process.threads()]
+    before = {thread: os.sched_getaffinity(thread) for thread in threads}
+    cpu = {min(os.sched_getaffinity(0))}
+    try:
+        for thread in threads:
+            os.sched_setaffinity(thread, cpu)
+        yield
+    finally:
+        for thread, cpus in before.items():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cpus)

@@ -4,6 +4,10 @@ The session is C's (native/src/vtest_session.h); here is what needs Python: the 
 """
 
 import logging
+import os
+import select
+import threading
+import time
 
 from context_worker import title
 from context_worker.engine import Engine
@@ -16,6 +20,9 @@ from native.owned_fd import OwnedFd
 from native.vtest import ClientLeft, ClientRefused, EngineFault, MasterGone, MasterSpoke, Named, VtestSession
 
 log = logging.getLogger(__name__)
+
+LEAVE_GRACE = 3.0
+"""Seconds that the work of a client that has left may still take."""
 
 
 def serve_vtest(channel: Channel, engine: Engine) -> ExitCode:
@@ -36,6 +43,7 @@ def serve_vtest(channel: Channel, engine: Engine) -> ExitCode:
 
 
 def _serve_client(channel: Channel, engine: Engine, message: ServeVtest, client: OwnedFd) -> ExitCode:
+    threading.Thread(target=_outlive, args=(channel, client.fd), daemon=True).start()
     session = VtestSession(client.fd, channel.fileno(), engine.native)
     while True:
         event = session.run()
@@ -59,3 +67,16 @@ def _serve_client(channel: Channel, engine: Engine, message: ServeVtest, client:
             case MasterSpoke():
                 log.error("a message while a client is served")
                 return ExitCode.PROTOCOL
+
+
+def _outlive(channel: Channel, client_fd: int) -> None:
+    """Ends the process some time after its client has left, if the session does not: a stream can ask for work without
+    end, and while that is under way in the driver nobody looks at the socket. Nobody wants its results any more."""
+    poll = select.poll()
+    poll.register(client_fd, 0)  # for POLLHUP, which needs no asking; a client that only says no more is still there
+    poll.poll()
+    time.sleep(LEAVE_GRACE)
+    try:
+        channel.send(messages.fault(f"its work did not end within {LEAVE_GRACE:g} s after it had left"))
+    finally:
+        os._exit(ExitCode.CLIENT)

@@ -49,6 +49,7 @@ def test_a_worker_has_its_own_descriptors_and_no_others() -> None:
                 "/memfd:isorend-ring",
                 "/memfd:isorend-staging",
                 "anon_inode:[eventfd]",
+                "anon_inode:[eventpoll]",
                 "pipe",
                 "socket",
             ]

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,21 @@ def test_a_query_s_result_is_there_after_the_wait(worker: VtestWorker) -> None:
         assert struct.unpack_from("<I", memory, 0) == (QUERY_STATE_DONE,)
 
 
+def test_a_query_does_not_write_to_memory_that_is_no_longer_its_buffer_s(worker: VtestWorker) -> None:
+    size = 1 << 20  # so much is not kept for the next resource
+    buffer = Texture(TARGET_BUFFER, FORMAT_R8_UNORM, BIND_CUSTOM, 16)
+    with worker.connect() as connection:
+        client = connection.begin()
+        texture, _ = client.mapped_resource(1, TEXTURE, BYTES)
+        result, memory = client.mapped_resource(2, buffer, size)
+        query = command(CREATE_OBJECT, OBJECT_QUERY, 20, QUERY_OCCLUSION_COUNTER, 0, result)
+        client.submit(BEGIN + query + command(BEGIN_QUERY, 0, 20) + orange(texture) + command(END_QUERY, 0, 20))
+        client.unref(result)
+        client.submit(command(GET_QUERY_RESULT, 0, 20, 1))
+        assert not client.busy_wait(texture, wait=True)
+        assert memory[:16] == bytes(16)
+
+
 def test_busy_becomes_idle_without_waiting(worker: VtestWorker) -> None:
     with worker.connect() as connection:
         client = connection.begin()
@@ -263,6 +279,28 @@ def test_a_client_that_leaves_ends_the_worker(launcher: VtestLauncher) -> None:
     assert launcher.exit_code(worker) == ExitCode.OK
     with pytest.raises(ChannelClosed):
         worker.recv()
+
+
+def test_a_client_that_leaves_work_without_end_ends_the_worker_too(launcher: VtestLauncher) -> None:
+    worker = launcher.start_vtest(EngineName.NULL)
+    hang = 3
+    with worker.connect() as connection:
+        connection.begin().submit(pack_words(hang, 0))
+    fault = worker.recv()
+    assert isinstance(fault, Fault)
+    assert "did not end" in fault.text
+    assert launcher.exit_code(worker) == ExitCode.CLIENT
+
+
+def test_a_client_that_only_says_no_more_is_served_on(launcher: VtestLauncher) -> None:
+    worker = launcher.start_vtest(EngineName.NULL)
+    with worker.connect() as connection:
+        client = connection.begin()
+        client.command(Command.RESOURCE_BUSY_WAIT, pack_words(0, 1))
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.reply(Command.RESOURCE_BUSY_WAIT) == (0,)
+        assert client.is_lost()
+    assert launcher.exit_code(worker) == ExitCode.OK
 
 
 def test_a_client_that_is_gone_before_it_is_served(launcher: VtestLauncher) -> None:

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -28,6 +29,8 @@ struct iso_consumer {
     uint8_t *staging;
     uint64_t staging_bytes;
     int worker_doorbell, master_doorbell, channel_fd;
+    int engine_fd; /* -1: the engine has none */
+    int epoll_fd;  /* for all of them */
     struct iso_engine *engine;
 
     /* Of the consumer's thread alone. */
@@ -280,11 +283,11 @@ static bool execute(struct iso_consumer *consumer, const struct iso_record *reco
 
 /* Sleeping. */
 
-static int poll_timeout(struct iso_consumer *consumer, int engine_fd)
+static int poll_timeout(struct iso_consumer *consumer)
 {
     bool pending;
 
-    if (engine_fd >= 0)
+    if (consumer->engine_fd >= 0)
         return -1;
     pthread_mutex_lock(&consumer->lock);
     pending = consumer->pending > 0;
@@ -295,25 +298,24 @@ static int poll_timeout(struct iso_consumer *consumer, int engine_fd)
 /* Look at the descriptors for at most timeout_ms (-1: until one is ready or the engine wants its poll). */
 static void look_around(struct iso_consumer *consumer, int timeout_ms)
 {
-    const struct iso_engine_ops *ops = consumer->engine->ops;
-    int engine_fd = ops->poll_fd(consumer->engine);
-    /* Messages that wait on the channel are read when a control record says so; only its end matters here. */
-    struct pollfd fds[] = {
-        {.fd = consumer->worker_doorbell, .events = POLLIN},
-        {.fd = consumer->channel_fd, .events = POLLRDHUP},
-        {.fd = engine_fd, .events = POLLIN},
-    };
+    struct epoll_event events[3];
+    bool engine_calls = consumer->engine_fd < 0;
 
     if (timeout_ms < 0)
-        timeout_ms = poll_timeout(consumer, engine_fd);
-    if (poll(fds, 3, timeout_ms) < 0)
+        timeout_ms = poll_timeout(consumer);
+    int count = epoll_wait(consumer->epoll_fd, events, 3, timeout_ms);
+    if (count < 0)
         return;
-    if (fds[0].revents)
-        drain_doorbell(consumer->worker_doorbell);
-    if (fds[1].revents)
-        atomic_store(&consumer->gone, true);
-    if (engine_fd < 0 || fds[2].revents)
-        ops->poll(consumer->engine);
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.fd == consumer->worker_doorbell)
+            drain_doorbell(consumer->worker_doorbell);
+        else if (events[i].data.fd == consumer->channel_fd)
+            atomic_store(&consumer->gone, true);
+        else
+            engine_calls = true;
+    }
+    if (engine_calls)
+        consumer->engine->ops->poll(consumer->engine);
 }
 
 static void sleep_until_rung(struct iso_consumer *consumer)
@@ -520,6 +522,34 @@ static bool map_memory(struct iso_consumer *consumer, int ring_fd, int staging_f
     return false;
 }
 
+static void unmap_memory(struct iso_consumer *consumer)
+{
+    munmap(consumer->ring, ISO_RING_TOTAL_BYTES);
+    munmap(consumer->staging, (size_t)consumer->staging_bytes);
+}
+
+static bool listen_to(struct iso_consumer *consumer, int fd, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.fd = fd};
+
+    return epoll_ctl(consumer->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+/* Messages that wait on the channel are read when a control record says so; only its end matters here. */
+static bool listen_to_all(struct iso_consumer *consumer)
+{
+    consumer->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (consumer->epoll_fd < 0)
+        return false;
+    if (listen_to(consumer, consumer->worker_doorbell, EPOLLIN) && listen_to(consumer, consumer->channel_fd, EPOLLRDHUP) &&
+        (consumer->engine_fd < 0 || listen_to(consumer, consumer->engine_fd, EPOLLIN)))
+        return true;
+    int error = errno;
+    close(consumer->epoll_fd);
+    errno = error;
+    return false;
+}
+
 struct iso_consumer *iso_consumer_new(int ring_fd, int staging_fd, int worker_doorbell, int master_doorbell, int channel_fd,
                                       struct iso_engine *engine)
 {
@@ -536,6 +566,14 @@ struct iso_consumer *iso_consumer_new(int ring_fd, int staging_fd, int worker_do
     consumer->worker_doorbell = worker_doorbell;
     consumer->master_doorbell = master_doorbell;
     consumer->channel_fd = channel_fd;
+    consumer->engine_fd = engine->ops->poll_fd(engine);
+    if (!listen_to_all(consumer)) {
+        int error = errno;
+        unmap_memory(consumer);
+        free(consumer);
+        errno = error;
+        return NULL;
+    }
     pthread_mutex_init(&consumer->lock, NULL);
     consumer->tail = atomic_load(&consumer->ring->cmd_tail);
     consumer->cpl_head = atomic_load(&consumer->ring->cpl_head);
@@ -549,8 +587,8 @@ void iso_consumer_free(struct iso_consumer *consumer)
 {
     if (!consumer)
         return;
-    munmap(consumer->ring, ISO_RING_TOTAL_BYTES);
-    munmap(consumer->staging, (size_t)consumer->staging_bytes);
+    close(consumer->epoll_fd);
+    unmap_memory(consumer);
     pthread_mutex_destroy(&consumer->lock);
     free(consumer);
 }

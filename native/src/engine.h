@@ -8,8 +8,8 @@
  * in the order in which the fences were created. If it returns anything but ISO_STATUS_OK there will be no such call. It may
  * block for patience_ns, for which the consumer has nothing else to do.
  *
- * An engine which needs its poll() called says when by poll_fd(): a descriptor that turns readable, or -1 for "while fences
- * are pending, every millisecond".
+ * An engine which needs its poll() called says when by poll_fd(): a descriptor that turns readable and stays the same, or -1
+ * for "while fences are pending, every millisecond".
  */
 #ifndef ISOREND_ENGINE_H
 #define ISOREND_ENGINE_H

@@ -13,7 +13,11 @@
 
 enum { CAPSET_VIRGL = 1, CAPSET_VIRGL2 = 2 };
 
+/* virgl_protocol.h: a command's header is {number: 8 bits, object: 8, length in words behind it: 16}. */
+enum { COMMAND_GET_QUERY_RESULT = 21 };
+
 static struct iso_engine engine;
+static bool queries_wait; /* for virgl_renderer_poll(), since streams asked for their results */
 static _Atomic uint64_t fences_under_way; /* on virglrenderer's sync thread */
 
 /* Fences. */
@@ -47,7 +51,7 @@ static bool is_done(uint64_t patience_ns)
 /*
  * vrend has the one timeline: what a guest puts on several is kept in order on this one. A fence of its own costs two changes
  * of thread, to its sync thread and back, which for a short command is most of its latency; so while there is time, this
- * thread waits itself. Polling then leaves the results of queries, as vrend does before it retires a fence.
+ * thread waits itself, and has the results of queries written, as vrend does before it retires a fence.
  */
 static uint32_t virgl_create_fence(struct iso_engine *self, uint32_t ctx_id, uint32_t ring_idx, uint64_t seq, uint64_t patience_ns)
 {
@@ -57,7 +61,9 @@ static uint32_t virgl_create_fence(struct iso_engine *self, uint32_t ctx_id, uin
         return ISO_STATUS_OK;
     }
     if (patience_ns && !atomic_load(&fences_under_way) && is_done(patience_ns)) {
-        virgl_renderer_poll();
+        if (queries_wait)
+            virgl_renderer_poll();
+        queries_wait = false;
         self->fence_done(self->cookie, seq);
         return ISO_STATUS_OK;
     }
@@ -96,6 +102,14 @@ void iso_virgl_report(const char *what, int error)
         iso_engine_fault(&engine, "%s: %s", what, strerror(abs(error)));
 }
 
+bool iso_virgl_asks_for_query(const uint32_t *stream, uint32_t words)
+{
+    for (uint32_t at = 0; at < words; at += 1 + (stream[at] >> 16))
+        if ((stream[at] & 0xff) == COMMAND_GET_QUERY_RESULT)
+            return true;
+    return false;
+}
+
 static uint32_t virgl_submit(struct iso_engine *self, uint32_t ctx_id, const void *payload, uint32_t len)
 {
     int error;
@@ -105,6 +119,7 @@ static uint32_t virgl_submit(struct iso_engine *self, uint32_t ctx_id, const voi
         return ISO_STATUS_INVALID_PARAMETER;
     if (!len)
         return ISO_STATUS_OK;
+    queries_wait = queries_wait || iso_virgl_asks_for_query(payload, len / 4);
     /* The payload is 32-byte aligned in the ring, and virglrenderer does not write to it. */
     error = virgl_renderer_submit_cmd((void *)(uintptr_t)payload, (int)ctx_id, (int)(len / 4));
     iso_virgl_report("submit", error);

@@ -28,6 +28,8 @@ void iso_virgl_started(void);
 /* The bytes of a capability set, virgl or virgl2, its newest version and its size; NULL if there is no such set. */
 const void *iso_virgl_capset(uint32_t id, uint32_t *version, uint32_t *size);
 
+/* Whether a stream of `words` words asks for the result of a query, which may have to be written when the work is done. */
+bool iso_virgl_asks_for_query(const uint32_t *stream, uint32_t words);
 /* Leave a fault for what virglrenderer logged as a context error, or for `error` (positive or negative errno, 0: none). */
 void iso_virgl_report(const char *what, int error);
 

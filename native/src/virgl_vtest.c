@@ -11,9 +11,6 @@
 
 enum { CONTEXT_ID = 1 };
 
-/* virgl_protocol.h: a command's header is {number: 8 bits, object: 8, length in words behind it: 16}. */
-enum { COMMAND_GET_QUERY_RESULT = 21 };
-
 static bool queries_wait; /* a result may have to be written into the client's memory when the work is done */
 
 static int positive(int error)
@@ -102,9 +99,11 @@ static int vtest_blob_create(struct iso_engine *self, uint32_t id, const struct 
     return error;
 }
 
+/* The iov goes first: an object of the context, a query for one, can keep the resource beyond its id, and would write there. */
 static void vtest_resource_drop(struct iso_engine *self, uint32_t id)
 {
     (void)self;
+    virgl_renderer_resource_detach_iov((int)id, NULL, NULL);
     virgl_renderer_ctx_detach_resource(CONTEXT_ID, (int)id);
     virgl_renderer_resource_unref(id);
 }
@@ -129,17 +128,9 @@ static int vtest_transfer(struct iso_engine *self, const struct iso_vtest_transf
 
 /* Work. */
 
-static bool asks_for_a_query(const uint32_t *stream, uint32_t words)
-{
-    for (uint32_t at = 0; at < words; at += 1 + (stream[at] >> 16))
-        if ((stream[at] & 0xff) == COMMAND_GET_QUERY_RESULT)
-            return true;
-    return false;
-}
-
 static int vtest_submit(struct iso_engine *self, const void *stream, uint32_t words)
 {
-    queries_wait = queries_wait || asks_for_a_query(stream, words);
+    queries_wait = queries_wait || iso_virgl_asks_for_query(stream, words);
     switch (self->ops->submit(self, CONTEXT_ID, stream, words * 4)) {
     case ISO_STATUS_OK:
         return 0;
