@@ -36,11 +36,13 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 @dataclass(frozen=True)
 class Child:
-    """One worker that runs: the master's name for it, its process, and the pidfd that says when it ended."""
+    """One worker that runs: the master's name for it, its process, the pidfd that says when it ended, and where it
+    keeps shaders."""
 
     worker_id: int
     pid: int
     pidfd: OwnedFd
+    shader_cache: Path
 
 
 class Launcher:
@@ -81,8 +83,8 @@ class Launcher:
                 fd.close()
 
     def _spawn(self, message: SpawnWorker | SpawnVtestWorker, fds: list[OwnedFd]) -> None:
-        start = self._worker_start(message, fds)
         try:
+            start = self._worker_start(message, fds, self._shader_caches.give())
             pid = os.fork()
         except OSError as error:
             self._channel.send(SpawnFailed(message.worker_id, error.errno or 0))
@@ -90,7 +92,7 @@ class Launcher:
         if pid == 0:
             worker.run(start)
         try:
-            child = Child(message.worker_id, pid, OwnedFd(os.pidfd_open(pid)))
+            child = Child(message.worker_id, pid, OwnedFd(os.pidfd_open(pid)), start.shader_cache)
         except OSError as error:  # out of descriptors: a worker that cannot be watched is not kept
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -100,12 +102,14 @@ class Launcher:
         self._selector.register(child.pidfd, selectors.EVENT_READ, child)
         self._channel.send(Spawned(message.worker_id, pid), [child.pidfd])
 
-    def _worker_start(self, message: SpawnWorker | SpawnVtestWorker, fds: list[OwnedFd]) -> WorkerStart:
+    def _worker_start(
+        self, message: SpawnWorker | SpawnVtestWorker, fds: list[OwnedFd], shader_cache: Path
+    ) -> WorkerStart:
         channel, *memory = (fd.fd for fd in fds)
         return WorkerStart(
             engine=message.engine,
             render_node=self._render_node,
-            shader_cache=self._shader_caches.give(message.worker_id),
+            shader_cache=shader_cache,
             shared=self._share_worker,
             parent_pid=os.getpid(),
             channel_fd=channel,
@@ -123,7 +127,7 @@ class Launcher:
         self._selector.unregister(child.pidfd)
         child.pidfd.close()
         del self._children[child.pid]
-        self._shader_caches.take_back(child.worker_id)
+        self._shader_caches.take_back(child.shader_cache)
 
     def _end_children(self) -> None:
         for child in list(self._children.values()):

@@ -3,11 +3,14 @@
 The same shader is compiled again and again within one program (a renderer makes many objects of it), so a cache pays
 even if it lives no longer than the worker. One that workers share would be a way from one to the others: who has taken
 over one worker could leave code there for the next. That is the operator's choice (`isorend serve --shader-cache`).
+
+What a worker leaves behind may be a guest's work, of any size and depth. So rm(1) removes it, in a process of its own:
+it does not recurse, and nobody waits for it.
 """
 
+import fcntl
 import os
-import re
-import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -35,34 +38,69 @@ class ShaderCaches:
     """The directories of all workers of a launcher, or the one that they share."""
 
     def __init__(self, shared: Path | None) -> None:
-        """Raises OSError when no directory can be made. Removes what launchers left behind that were killed."""
+        """Raises OSError when no directory can be made. Has what killed launchers left behind removed."""
         self._shared = shared
+        self._removals: list[subprocess.Popen[bytes]] = []
         self._root: Path | None = None
+        self._lock = -1
         if shared is None:
-            _sweep()
-            self._root = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+            self._sweep()
+            self._root, self._lock = _make_root()
 
-    def give(self, worker_id: int) -> Path:
-        """The directory for a worker, which has to exist by the time the driver is loaded."""
+    def give(self) -> Path:
+        """A directory for a worker. Raises OSError."""
         if self._root is None:
             assert self._shared is not None
             return self._shared
-        return self._root / str(worker_id)
+        return Path(tempfile.mkdtemp(dir=self._root))
 
-    def take_back(self, worker_id: int) -> None:
+    def take_back(self, directory: Path) -> None:
         """The worker has ended."""
-        if self._root is not None:
-            shutil.rmtree(self._root / str(worker_id), ignore_errors=True)
+        if directory != self._shared:
+            self._remove(directory)
 
     def close(self) -> None:
         """All workers have ended."""
         if self._root is not None:
-            shutil.rmtree(self._root, ignore_errors=True)
+            self._remove(self._root)
+            os.close(self._lock)
+        for removal in self._removals:
+            removal.wait()
+
+    def _sweep(self) -> None:
+        """Directories of launchers that are no more: whoever lives holds the lock of his."""
+        for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            lock = _lock(path)
+            if lock is not None:
+                self._remove(path)
+                os.close(lock)
+
+    def _remove(self, directory: Path) -> None:
+        self._removals = [removal for removal in self._removals if removal.poll() is None]
+        command = ["rm", "-rf", "--one-file-system", "--", os.fspath(directory)]
+        self._removals.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
 
-def _sweep() -> None:
-    """Removes directories of launchers that are no more; those of other users stay, since we may not."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        match = re.fullmatch(rf"{_PREFIX}([0-9]+)-.*", path.name)
-        if match and not path.is_symlink() and not Path("/proc", match[1]).exists():
-            shutil.rmtree(path, ignore_errors=True)
+def _make_root() -> tuple[Path, int]:
+    while True:
+        root = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = _lock(root)
+        if lock is not None:
+            return root, lock  # else somebody's sweep was quicker, and removes it
+
+
+def _lock(directory: Path) -> int | None:
+    """A descriptor that holds the lock of our own user's directory; None if somebody else has it, or it is not ours."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(fd)
+        if status.st_uid == os.geteuid() and status.st_nlink > 0:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+    except BlockingIOError:
+        pass
+    os.close(fd)
+    return None

@@ -107,7 +107,6 @@ def load(start: WorkerStart, channel: Channel) -> Engine | None:
     try:
         if start.engine is EngineName.NULL:
             return NullEngine()
-        start.shader_cache.mkdir(mode=0o700, exist_ok=True)
         os.environ.update(shader_cache.environment(start.shader_cache))
         return VirglEngine(start.render_node, for_vtest=start.ring is None)
     except EngineError as error:

@@ -98,7 +98,9 @@ def render_node(text: str) -> Path:
 
 def shader_cache(text: str) -> Path:
     """A directory that nobody else can write to, made if need be."""
-    path = Path(text).absolute()
+    if not text:
+        raise argparse.ArgumentTypeError("empty path")
+    path = Path(text).resolve()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()

@@ -36,5 +36,8 @@ class LaunchSettings:
         return command
 
     def environment(self) -> Mapping[str, str]:
-        """The launcher's environment, which its workers inherit."""
-        return {**os.environ, **WORKER_ENVIRONMENT}
+        """The launcher's environment, which its workers inherit, without what would make them clients of a service."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("VTEST_")}
+        if inherited.get("GALLIUM_DRIVER") == "virpipe":
+            del inherited["GALLIUM_DRIVER"]
+        return {**inherited, **WORKER_ENVIRONMENT}

@@ -467,7 +467,7 @@ class Plane:
         _check(code, f"resource {resource_id}")
 
     def show(self, scanout: int, resource_id: int, part: Rect) -> None:
-        """The scanout shows this part of the resource from now on; resource 0: nothing. Its damage stays."""
+        """The scanout shows this part of the resource from now on; resource 0: nothing. Else its damage stays."""
         rect = self._rect
         rect.x, rect.y, rect.width, rect.height = part.x, part.y, part.width, part.height
         lib.iso_plane_scanout_show(self._handle, scanout, resource_id, rect)

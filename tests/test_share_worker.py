@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.device_lab import OPTIONS, DeviceLab, assert_draws, gone, triangle, until
-from tests.fake_vmm import FakeVmm, Resp
+from tests.fake_vmm import FakeVmm, ResourceDescription, Resp, commands
 from tests.service_process import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
 
+ONE = 1
 COLORS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 1.0, 0.0))
 
 
@@ -70,6 +71,21 @@ def test_a_resource_of_two_contexts_is_one_object(vmm: FakeVmm) -> None:
     gpu.ctx_detach_resource(own.ctx_id, target).check()  # the other one still has it
     painter.context = viewer.context
     assert (painter.picture() == painted).all()
+
+
+def test_a_context_takes_all_its_attachments_with_it(vmm: FakeVmm) -> None:
+    """Enough of them that one removal moves others: whoever gets the id next can attach them all again."""
+    gpu = vmm.gpu
+    gpu.ctx_create(ONE).check()
+    resources = [gpu.new_resource_id() for _ in range(40)]
+    for resource in resources:
+        gpu.resource_create_3d(resource, ResourceDescription(8, 8)).check()
+    for _ in range(2):
+        with gpu.batch():
+            attached = [gpu.submit(commands.ctx_attach_resource(ONE, each), fenced=True) for each in resources]
+        assert all(response.ok for response in gpu.wait_all(attached))
+        gpu.ctx_destroy(ONE).check()
+        gpu.ctx_create(ONE).check()
 
 
 def test_all_contexts_die_together(lab: DeviceLab, vmm: FakeVmm) -> None:

@@ -5,9 +5,9 @@ the data plane alone is measured: guest memory, the master, the worker's ring, t
 is given a stream of one virgl NOP, which costs virglrenderer least. All submits are fenced, as Linux's are.
 
 A fence's way is four changes of process (driver, master, worker and back), the yardstick's two. What a change costs is
-up to where the processes happen to run: to wake a CPU that sleeps may take ten times as long as a switch, most of all in
-a virtual machine. So the latency is measured with everybody on one CPU, which shows what the software costs, and again
-as the scheduler places them.
+up to where the processes happen to run: to wake a CPU that sleeps may take ten times as long as a switch, most of all
+in a virtual machine. So the latency is measured with everybody on one CPU, which shows what the software costs, and
+again as the scheduler places them.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ class Submit:
         cases = [f"{engine}, fence of {size_name(_SMALL)}, one at a time, {where}, p{p}" for p in _PERCENTILES]
 
         def ours() -> Mapping[str, float]:
-            with placed(side.processes(), on_one_cpu), closing(side.driver(self._commands([ctx_id], _SMALL)[:1], fenced=True)) as driver:
+            one = self._commands([ctx_id], _SMALL)[:1]
+            with placed(side.processes(), on_one_cpu), closing(side.driver(one, fenced=True)) as driver:
                 driver.batches(1, min(_WARM_UP_S, self._seconds))
                 times = driver.batches(1, self._seconds, latencies=True).latencies_us
             return dict(zip(cases, percentiles(times, _PERCENTILES), strict=True))

@@ -122,6 +122,8 @@ void iso_plane_scanout_show(struct iso_plane *plane, uint32_t scanout, uint32_t 
     if (scanout < ISO_MAX_SCANOUTS) {
         plane->scanouts[scanout].resource_id = resource_id;
         plane->scanouts[scanout].part = *part;
+        if (!resource_id)
+            plane->scanouts[scanout].damage = (struct iso_rect){0};
     }
     pthread_mutex_unlock(&plane->lock);
 }

@@ -133,7 +133,7 @@ void iso_plane_resource_detach(struct iso_plane *plane, uint32_t resource_id, ui
  * iso_plane_resource_remove(); NULL if the picture is in a worker. Returns 0 or -ENOENT.
  */
 int iso_plane_resource_picture(struct iso_plane *plane, uint32_t resource_id, uint32_t width, uint32_t height, uint8_t *pixels);
-/* The scanout shows this part of the resource from now on; resource 0: nothing. Its damage stays. */
+/* The scanout shows this part of the resource from now on; resource 0: nothing. Else its damage stays. */
 void iso_plane_scanout_show(struct iso_plane *plane, uint32_t scanout, uint32_t resource_id, const struct iso_rect *part);
 /*
  * What was flushed since the last call, the smallest rectangle around it, in pixels from the part's corner (which may have

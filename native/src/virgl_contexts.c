@@ -40,13 +40,21 @@ int iso_virgl_context_create(uint32_t ctx_id, uint32_t capset_id, const char *na
     return error;
 }
 
+/* Removing moves other entries, so every walk ends with the first removal. */
+static bool detach_one(uint32_t ctx_id)
+{
+    for (uint32_t i = 0; i < resources.capacity; i++)
+        if (resources.slots[i].id && iso_virgl_resource_detach(ctx_id, resources.slots[i].id) == 0)
+            return true;
+    return false;
+}
+
 int iso_virgl_context_destroy(uint32_t ctx_id)
 {
     if (!iso_virgl_context_exists(ctx_id))
         return ENOENT;
-    for (uint32_t i = 0; i < resources.capacity; i++)
-        if (resources.slots[i].id)
-            iso_virgl_resource_detach(ctx_id, resources.slots[i].id);
+    while (detach_one(ctx_id))
+        ;
     iso_idmap_remove(&contexts, ctx_id);
     virgl_renderer_context_destroy(ctx_id);
     return 0;

@@ -17,7 +17,7 @@ enum { CAPSET_VIRGL = 1, CAPSET_VIRGL2 = 2 };
 enum { COMMAND_GET_QUERY_RESULT = 21 };
 
 static struct iso_engine engine;
-static bool queries_wait; /* for virgl_renderer_poll(), since streams asked for their results */
+static bool queries_wait; /* for a fence of virglrenderer's: streams asked for their results */
 static _Atomic uint64_t fences_under_way; /* on virglrenderer's sync thread */
 
 /* Fences. */
@@ -51,7 +51,7 @@ static bool is_done(uint64_t patience_ns)
 /*
  * vrend has the one timeline: what a guest puts on several is kept in order on this one. A fence of its own costs two changes
  * of thread, to its sync thread and back, which for a short command is most of its latency; so while there is time, this
- * thread waits itself, and has the results of queries written, as vrend does before it retires a fence.
+ * thread waits itself. Not if streams asked for the results of queries: vrend sees to those when it retires a fence.
  */
 static uint32_t virgl_create_fence(struct iso_engine *self, uint32_t ctx_id, uint32_t ring_idx, uint64_t seq, uint64_t patience_ns)
 {
@@ -60,13 +60,11 @@ static uint32_t virgl_create_fence(struct iso_engine *self, uint32_t ctx_id, uin
         self->fence_done(self->cookie, seq); /* nothing can be under way */
         return ISO_STATUS_OK;
     }
-    if (patience_ns && !atomic_load(&fences_under_way) && is_done(patience_ns)) {
-        if (queries_wait)
-            virgl_renderer_poll();
-        queries_wait = false;
+    if (patience_ns && !queries_wait && !atomic_load(&fences_under_way) && is_done(patience_ns)) {
         self->fence_done(self->cookie, seq);
         return ISO_STATUS_OK;
     }
+    queries_wait = false;
     atomic_fetch_add(&fences_under_way, 1);
     if (virgl_renderer_context_create_fence(ctx_id, 0, 0, seq) == 0)
         return ISO_STATUS_OK;

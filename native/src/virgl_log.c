@@ -11,7 +11,7 @@
 #include "virgl_api.h"
 
 #define LINE_SIZE 512
-#define BURST 50.0
+#define BURST 10.0
 #define PER_SECOND 5.0
 
 static struct {
