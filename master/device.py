@@ -21,7 +21,7 @@ from master.scanout import Readbacks, Scanouts
 from master.vhost_user import BackendChannel
 from master.vhost_user_messages import MemoryRegion, ProtocolFeature, VringAddress
 from master.virtio_gpu import NUM_QUEUES, Feature, RingFeature
-from native.dataplane import Command, Event, GuestMemory, LaneBroken, Plane, QueueBroken, WorkDone
+from native.dataplane import Command, Event, Flipped, GuestMemory, LaneBroken, Plane, QueueBroken, WorkDone
 from native.owned_fd import OwnedFd
 from resource_table import ResourceTable
 
@@ -99,6 +99,8 @@ class GpuDevice:
         elif isinstance(event, WorkDone):
             if not self._contexts.work_done(event.token, event.status):
                 self._readbacks.work_done(event)
+        elif isinstance(event, Flipped):
+            self._dispatcher.flipped(event)
         elif isinstance(event, LaneBroken):
             self._contexts.lane_broken(event.lane)
         elif isinstance(event, QueueBroken):

@@ -22,7 +22,7 @@ from master.errors import GuestError
 from master.scanout import Scanouts
 from master.virtio_gpu import CONTEXT_INIT_CAPSET_ID_MASK, CURSOR_QUEUE, CommandType, Feature, ResponseType
 from master.wire import DisplayMode, GuestCommand
-from native.dataplane import Backing, Command, GuestMemory, Plane, Rect, Status, Texture
+from native.dataplane import Backing, Command, Flipped, GuestMemory, Plane, Rect, Status, Texture
 from resource_table import (
     DuplicateResource,
     InvalidResource,
@@ -311,12 +311,19 @@ class Dispatcher:
     # ---- scanouts and cursors
 
     def _set_scanout(self, command: wire.SetScanout, _request: int) -> Outcome:
+        """What the plane left to us: all but page flips between pictures that have a shadow."""
         self._scanouts.check_id(command.scanout_id)
         if command.resource_id == 0:
             self._scanouts.disable(command.scanout_id)
         else:
             self._scanouts.show(command.scanout_id, self._table.get(command.resource_id), command.rect)
         return OK
+
+    def flipped(self, flip: Flipped) -> None:
+        """The plane did SET_SCANOUT itself, with another picture of the same size. A scanout that is gone stays so."""
+        if flip.resource_id in self._table:
+            part = wire.Rect(flip.part.x, flip.part.y, flip.part.width, flip.part.height)
+            self._scanouts.flip(flip.scanout, self._table.get(flip.resource_id), part)
 
     def _flush(self, command: wire.ResourceFlush, _request: int) -> Outcome:
         """What the plane left to us: a picture that is shown and lives in a worker, or one with something wrong."""

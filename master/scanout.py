@@ -182,14 +182,20 @@ class Scanouts:
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"{rect} of resource {resource.resource_id}")
         scanout = self._scanouts.get(scanout_id)
         if scanout is not None and (scanout.rect.width, scanout.rect.height) == (rect.width, rect.height):
-            # A page flip: the display keeps its surface, and the flush that follows brings the pixels. What is being
-            # fetched is shown still, or a guest that flips faster than we fetch would never see anything.
-            scanout.damage = scanout.unsent()
-            scanout.resource, scanout.rect = resource, rect
+            self.flip(scanout_id, resource, rect)
         else:
             self._scanouts[scanout_id] = Scanout(resource, rect)
             self._display.set_scanout(scanout_id, rect.width, rect.height)
         self._pictures.show(scanout_id, resource.resource_id, dataplane.Rect(rect.x, rect.y, rect.width, rect.height))
+
+    def flip(self, scanout_id: int, resource: Resource, rect: Rect) -> None:
+        """SET_SCANOUT with another picture of the same size: the display keeps its surface, and the flush that follows
+        brings the pixels. What is being fetched is shown still, or a guest that flips faster than we fetch would never
+        see anything. Nothing happens to a scanout that is off."""
+        scanout = self._scanouts.get(scanout_id)
+        if scanout is not None:
+            scanout.damage = scanout.unsent()
+            scanout.resource, scanout.rect = resource, rect
 
     def disable(self, scanout_id: int) -> None:
         """SET_SCANOUT with resource 0."""

@@ -250,7 +250,16 @@ class QueueBroken:
     queue: int
 
 
-Event = Command | WorkDone | LaneBroken | QueueBroken
+@dataclass(frozen=True, slots=True)
+class Flipped:
+    """The plane did page flips itself: by now the scanout shows this part of the resource."""
+
+    scanout: int
+    resource_id: int
+    part: Rect
+
+
+Event = Command | WorkDone | LaneBroken | QueueBroken | Flipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +383,9 @@ class Plane:
                 return LaneBroken(event.lane)
             if kind == lib.ISO_EVENT_QUEUE_BROKEN:
                 return QueueBroken(event.queue)
+            if kind == lib.ISO_EVENT_FLIPPED:
+                part = event.part
+                return Flipped(event.scanout, event.resource, Rect(part.x, part.y, part.width, part.height))
         if self._capacity > COMMAND_BUFFER:
             self._buffer = ffi.new("uint8_t[]", COMMAND_BUFFER)
             self._capacity = COMMAND_BUFFER

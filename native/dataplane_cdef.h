@@ -17,6 +17,7 @@
 #define ISO_EVENT_WORK_DONE ...
 #define ISO_EVENT_LANE_BROKEN ...
 #define ISO_EVENT_QUEUE_BROKEN ...
+#define ISO_EVENT_FLIPPED ...
 
 struct iso_guestmem;
 struct iso_guestmem *iso_guestmem_new(void);
@@ -63,7 +64,8 @@ struct iso_rect {
     uint32_t x, y, width, height;
 };
 struct iso_event {
-    uint32_t kind, queue, lane, status;
+    uint32_t kind, queue, lane, status, scanout, resource;
+    struct iso_rect part;
     uint64_t request, token, staging_offset, len;
 };
 struct iso_plane_stats {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from native.dataplane import Command, Texture
+from native.dataplane import Command, Flipped, Texture
 from native.dataplane import Rect as Pixels
 from tests.fake_vmm import GpuCommand, Rect, Resp, commands
 from tests.plane_rig import LIMIT, PlaneRig, plane_rig
@@ -195,6 +195,63 @@ def test_a_shown_picture_of_a_worker_is_for_python(canvas: Canvas) -> None:
     assert not canvas.answered_here(flush)
     canvas.rig.plane.show(SCANOUT, OTHER, Pixels(0, 0, WIDTH, HEIGHT))
     assert canvas.answered_here(flush)
+
+
+# --- page flips -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(canvas: Canvas) -> Iterator[int]:
+    """A second picture of the same size."""
+    plane, shadow = canvas.rig.plane, bytearray(4 * WIDTH * HEIGHT)
+    plane.remove_resource(OTHER)
+    plane.set_resource(OTHER, TEXTURE)
+    plane.set_picture(OTHER, WIDTH, HEIGHT, memoryview(shadow))
+    yield OTHER
+    plane.remove_resource(OTHER)
+
+
+def flips(rig: PlaneRig) -> list[Flipped]:
+    rig.pump()
+    return [event for event in rig.events if isinstance(event, Flipped)]
+
+
+def test_of_flips_the_last_is_told(canvas: Canvas, other: int) -> None:
+    canvas.show(Pixels(0, 0, 32, 32))
+    pending = [
+        canvas.rig.gpu.submit(commands.set_scanout(SCANOUT, resource, Rect(32, 32, x, 0)))
+        for x, resource in ((0, other), (1, PICTURE), (2, other))
+    ]
+    for each in pending:
+        assert canvas.rig.gpu.wait(each).type == Resp.OK_NODATA
+    assert flips(canvas.rig) == [Flipped(SCANOUT, other, Pixels(2, 0, 32, 32))]
+    assert canvas.answered_here(commands.resource_flush(PICTURE, Rect(WIDTH, HEIGHT)))
+    assert canvas.damage() is None
+    assert canvas.answered_here(commands.resource_flush(other, Rect(4, 4)))
+    assert canvas.damage() == Pixels(0, 0, 2, 4)
+    assert canvas.answered_here(commands.set_scanout(SCANOUT, PICTURE, Rect(32, 32)))
+    assert flips(canvas.rig)[-1] == Flipped(SCANOUT, PICTURE, Pixels(0, 0, 32, 32))
+
+
+def test_what_is_no_flip_is_for_python(canvas: Canvas, other: int) -> None:
+    whole = Rect(WIDTH, HEIGHT)
+    flip = commands.set_scanout(SCANOUT, other, whole)
+    assert not canvas.answered_here(flip)  # nothing was shown before
+    canvas.show()
+    for command in (
+        commands.set_scanout(SCANOUT, 0, whole),
+        commands.set_scanout(SCANOUT, UNKNOWN, whole),
+        commands.set_scanout(SCANOUT + 1, other, whole),
+        commands.set_scanout(16, other, whole),
+        commands.set_scanout(0xFFFFFFFF, other, whole),
+        commands.set_scanout(SCANOUT, other, Rect(WIDTH - 1, HEIGHT)),
+        *(commands.set_scanout(SCANOUT, other, rect) for rect in OUTSIDE),
+        flip._replace(body=flip.body[:-1]),
+    ):
+        assert not canvas.answered_here(command)
+    canvas.rig.plane.set_picture(other, WIDTH, HEIGHT, None)
+    assert not canvas.answered_here(flip)  # its pixels are in a worker
+    assert flips(canvas.rig) == []
 
 
 def test_scanouts_that_there_are_not(canvas: Canvas) -> None:

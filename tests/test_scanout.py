@@ -247,6 +247,21 @@ def test_page_flip_takes_over_what_was_not_sent(
     assert display.sizes == [(64, 64)]
 
 
+def test_a_flip_that_the_plane_did(scanouts: Scanouts, display: RecordingDisplay, table: ResourceTable) -> None:
+    first, second = picture(table, 1), picture(table, 2)
+    scanouts.flip(0, second, WHOLE)  # of a scanout that has gone off since
+    scanouts.settle()
+    scanouts.show(0, first, WHOLE)
+    display.room = 0
+    scanouts.flush(first, Rect(0, 0, 4, 4))
+    scanouts.flip(0, second, WHOLE)
+    display.room = 2
+    scanouts.flush(second, Rect(8, 8, 4, 4))
+    assert display.updates == [Rect(0, 0, 12, 12)]
+    scanouts.flush(first, WHOLE)
+    assert len(display.updates) == 1
+
+
 def test_another_display_gets_the_whole_picture(scanouts: Scanouts, table: ResourceTable) -> None:
     resource = picture(table, 1)
     scanouts.show(0, resource, Rect(8, 8, 16, 24))

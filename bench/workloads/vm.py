@@ -106,7 +106,7 @@ class VmWorkload:
     """See the module."""
 
     name = "vm"
-    summary = "g. kmscube and glmark2 in a Debian guest under QEMU (TCG), against virtio-gpu-gl in process"
+    summary = "kmscube and glmark2 in a Debian guest under QEMU (TCG), against virtio-gpu-gl in process"
     unit = "frames/s"
     better: Better = "higher"
 

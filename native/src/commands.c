@@ -2,6 +2,7 @@
 #include "plane_state.h"
 
 enum {
+    CMD_SET_SCANOUT = 0x0103,
     CMD_RESOURCE_FLUSH = 0x0104,
     CMD_TRANSFER_TO_HOST_2D = 0x0105,
     CMD_TRANSFER_TO_HOST_3D = 0x0205,
@@ -31,8 +32,9 @@ bool iso_command_is_fast(uint32_t type)
     case CMD_SUBMIT_3D:
     case CMD_TRANSFER_TO_HOST_3D:
     case CMD_TRANSFER_FROM_HOST_3D:
-    case CMD_TRANSFER_TO_HOST_2D:
+    case CMD_SET_SCANOUT:
     case CMD_RESOURCE_FLUSH:
+    case CMD_TRANSFER_TO_HOST_2D:
         return true;
     default:
         return false;
@@ -149,6 +151,8 @@ bool iso_command_run(struct iso_plane *plane, struct iso_request *request)
         return iso_picture_transfer(plane, request);
     case CMD_RESOURCE_FLUSH:
         return iso_picture_flush(plane, request);
+    case CMD_SET_SCANOUT:
+        return iso_picture_flip(plane, request);
     default:
         run_3d(plane, request);
         return true;

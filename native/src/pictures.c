@@ -1,10 +1,11 @@
 /*
- * The 2D commands that a guest without 3D sends all day: TRANSFER_TO_HOST_2D and RESOURCE_FLUSH (virtio 1.3, 5.7.6.8).
+ * The 2D commands that a guest without 3D sends all day: TRANSFER_TO_HOST_2D, RESOURCE_FLUSH and, of SET_SCANOUT, the page
+ * flip: another picture in the place of one of the same size (virtio 1.3, 5.7.6.8).
  *
  * Only what is short and in order is done here. A command with anything wrong in it goes to Python, which knows what to
  * answer; so does a large transfer, which Python copies without the plane's lock, and a flush whose pixels have to be read
  * back from a worker at just this place in the order. Damage gathers in the scanout until Python takes it, so a guest that
- * flushes faster than the display looks costs one rectangle.
+ * flushes faster than the display looks costs one rectangle; of flips it is told the last.
  */
 #include "plane_state.h"
 
@@ -16,6 +17,12 @@ struct cmd_flush {
     uint32_t resource_id, padding;
 };
 
+struct cmd_set_scanout {
+    struct iso_ctrl_hdr hdr;
+    struct iso_rect rect;
+    uint32_t scanout_id, resource_id;
+};
+
 struct cmd_transfer_2d {
     struct iso_ctrl_hdr hdr;
     struct iso_rect rect;
@@ -24,6 +31,7 @@ struct cmd_transfer_2d {
 };
 
 _Static_assert(sizeof(struct cmd_flush) == 48, "struct virtio_gpu_resource_flush");
+_Static_assert(sizeof(struct cmd_set_scanout) == 48, "struct virtio_gpu_set_scanout");
 _Static_assert(sizeof(struct cmd_transfer_2d) == 56, "struct virtio_gpu_transfer_to_host_2d");
 
 static bool is_within(const struct iso_rect *rect, const struct iso_resource *resource)
@@ -110,6 +118,26 @@ bool iso_picture_flush(struct iso_plane *plane, struct iso_request *request)
     for (uint32_t i = 0; i < ISO_MAX_SCANOUTS; i++)
         if (plane->scanouts[i].resource_id == resource->id)
             damage(plane, &plane->scanouts[i], &cmd.rect);
+    answer_ok(plane, request);
+    return true;
+}
+
+bool iso_picture_flip(struct iso_plane *plane, struct iso_request *request)
+{
+    struct cmd_set_scanout cmd;
+    if (!iso_chain_read(plane->mem, &request->chain, 0, &cmd, sizeof(cmd)) || cmd.scanout_id >= ISO_MAX_SCANOUTS)
+        return false;
+    struct iso_scanout *scanout = &plane->scanouts[cmd.scanout_id];
+    const struct iso_resource *resource = iso_idmap_get(&plane->resources, cmd.resource_id);
+    if (!scanout->resource_id || !resource || !resource->pixels || !is_within(&cmd.rect, resource))
+        return false;
+    if (cmd.rect.width != scanout->part.width || cmd.rect.height != scanout->part.height)
+        return false;
+    scanout->resource_id = resource->id;
+    scanout->part = cmd.rect;
+    if (!scanout->flipped)
+        iso_plane_post(plane, (struct iso_event){.kind = ISO_EVENT_FLIPPED, .scanout = cmd.scanout_id});
+    scanout->flipped = true;
     answer_ok(plane, request);
     return true;
 }

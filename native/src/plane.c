@@ -211,6 +211,12 @@ static bool next_event(struct iso_plane *plane, struct iso_event *event)
     if (!plane->events_first)
         plane->events_last = NULL;
     free(node);
+    if (event->kind == ISO_EVENT_FLIPPED) {
+        struct iso_scanout *scanout = &plane->scanouts[event->scanout];
+        scanout->flipped = false;
+        event->resource = scanout->resource_id;
+        event->part = scanout->part;
+    }
     return true;
 }
 

@@ -3,8 +3,9 @@
  * the interpreter's lock.
  *
  * The one way of a command: the plane takes a chain from a queue and copies its header. SUBMIT_3D and TRANSFER_*_3D it
- * checks and places on the context's lane itself; what 2D guests send all day (TRANSFER_TO_HOST_2D and RESOURCE_FLUSH) it
- * does itself when that is short and nothing is wrong with it. Everything else it hands to Python in order. It does not go past a
+ * checks and places on the context's lane itself; what 2D guests send all day (TRANSFER_TO_HOST_2D, RESOURCE_FLUSH and the
+ * SET_SCANOUT of a page flip) it does itself when that is short and nothing is wrong with it. Everything else it hands to
+ * Python in order. It does not go past a
  * command that Python has yet to place: a submit behind such commands waits (`stalled`) until Python has asked for the next
  * command and there was none. So the order of the queue is the order in which things reach a context.
  *
@@ -30,6 +31,7 @@ enum iso_event_kind {
     ISO_EVENT_WORK_DONE,    /* lane, token, status; for a readback staging_offset and len */
     ISO_EVENT_LANE_BROKEN,  /* lane: its worker broke the rules of the ring */
     ISO_EVENT_QUEUE_BROKEN, /* queue: the driver's available index is impossible */
+    ISO_EVENT_FLIPPED,      /* scanout: it shows `part` of `resource` by now */
 };
 
 struct iso_rect {
@@ -37,7 +39,8 @@ struct iso_rect {
 };
 
 struct iso_event {
-    uint32_t kind, queue, lane, status;
+    uint32_t kind, queue, lane, status, scanout, resource;
+    struct iso_rect part;
     uint64_t request, token, staging_offset, len;
 };
 

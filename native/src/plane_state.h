@@ -30,6 +30,7 @@ struct iso_resource {
 struct iso_scanout {
     uint32_t resource_id;         /* 0: none */
     struct iso_rect part, damage; /* width 0: no damage */
+    bool flipped;                 /* and Python has yet to be told: an event is under way */
 };
 
 struct iso_event_node {
@@ -79,6 +80,7 @@ bool iso_command_run(struct iso_plane *plane, struct iso_request *request); /* f
 /* pictures.c: the same for the 2D commands */
 bool iso_picture_transfer(struct iso_plane *plane, struct iso_request *request);
 bool iso_picture_flush(struct iso_plane *plane, struct iso_request *request);
+bool iso_picture_flip(struct iso_plane *plane, struct iso_request *request);
 
 /* lanes.c */
 void iso_lane_route(struct iso_plane *plane, struct iso_lane *lane, struct iso_work *work);
