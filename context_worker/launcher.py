@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from context_worker import lockdown, title, worker
+from context_worker.allocator import keep_freed_memory
 from context_worker.exit_code import ExitCode
 from context_worker.shader_cache import ShaderCaches
 from context_worker.worker import RingDescriptors, WorkerStart
@@ -163,6 +164,7 @@ def main(arguments: list[str]) -> int:
     lockdown.prctl(lockdown.PR_SET_PDEATHSIG, signal.SIGKILL)  # should the master end before this, the channel says so
     gc.collect()
     gc.freeze()  # the collector of a child does not touch, and so copy, what all children share
+    keep_freed_memory()
     shader_caches = ShaderCaches(options.shader_cache)
     try:
         Launcher(channel, options.render_node, shader_caches, options.share_worker).serve()
