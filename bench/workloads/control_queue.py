@@ -1,12 +1,12 @@
 """The control queue in 2D against QEMU's C back end: one fake VMM, one driver in C, one size of queue, for both.
 
-"No-op" is RESOURCE_FLUSH of a resource that no scanout shows. The "2D mix" is a guest that flips pages, in 64 commands:
-two buffers of 64x64 pixels are made (RESOURCE_CREATE_2D, RESOURCE_ATTACH_BACKING with one entry), take turns for 18
-frames of TRANSFER_TO_HOST_2D, SET_SCANOUT and RESOURCE_FLUSH (which sends the pixels to the VMM's display, a process
-that throws them away; the last one twice), and go (SET_SCANOUT off, RESOURCE_DETACH_BACKING, RESOURCE_UNREF). That mix
-is what "2D command rate" means here. Real guests keep their buffers longer; making and unmaking them has a row of its
-own. A batch goes with one kick, and the next waits for its last answer. The driver asks for a call when that is there,
-or, in the cases "woken as Linux", at the first answer that it has not seen.
+"No-op" is RESOURCE_FLUSH of a resource that no scanout shows. The "2D mix" is a guest that flips pages, in 256
+commands: two buffers of 64x64 pixels are made (RESOURCE_CREATE_2D, RESOURCE_ATTACH_BACKING with one entry), take turns
+for 82 frames (1.4 s at 60 Hz) of TRANSFER_TO_HOST_2D, SET_SCANOUT and RESOURCE_FLUSH (which sends the pixels to the
+VMM's display, a process that throws them away; the last one twice), and go (SET_SCANOUT off, RESOURCE_DETACH_BACKING,
+RESOURCE_UNREF). That mix is what "2D command rate" means here. Making and unmaking buffers, which real guests do less
+often still, has a row of its own. A batch goes with one kick, and the next waits for its last answer. The driver asks
+for a call when that is there, or, in the cases "woken as Linux", at the first answer that it has not seen.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BATCHES = (1, 4, 16, 64, 256)
 _WARM_UP_S = 0.02
 _RECT = Rect(64, 64)
 _BYTES = 4 * 64 * 64
-_FRAMES = 18
+_FRAMES = 82
 
 MakeCommands = Callable[[Contender], list[GpuCommand]]
 
