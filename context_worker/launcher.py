@@ -164,7 +164,8 @@ def main(arguments: list[str]) -> int:
     lockdown.prctl(lockdown.PR_SET_PDEATHSIG, signal.SIGKILL)  # should the master end before this, the channel says so
     gc.collect()
     gc.freeze()  # the collector of a child does not touch, and so copy, what all children share
-    keep_freed_memory()
+    if not keep_freed_memory():
+        log.debug("this malloc gives back to the kernel what is freed as it likes")
     shader_caches = ShaderCaches(options.shader_cache)
     try:
         Launcher(channel, options.render_node, shader_caches, options.share_worker).serve()

@@ -12,7 +12,11 @@ from bench.workload import Settings, Step, WorkloadUnavailable
 
 _TRIED = {
     "control-queue": ["2D mix, fenced, batch 64", "no-op, unfenced, batch 1"],
-    "submit": ["null, fence of 64 B, one at a time, p50", "virgl, 1 context, 64 KiB", "null, 8 contexts, 64 B, rate"],
+    "submit": [
+        "null, fence of 64 B, one at a time, on one CPU, p50",
+        "virgl, 1 context, 64 KiB",
+        "null, 8 contexts, 64 B, rate",
+    ],
     "transfer": ["null, to host, 4 KiB", "virgl, from host, 64 KiB", "2D, to host, 64 KiB"],
     "contexts": ["null, CTX_CREATE to first fence", "memory"],
     "crash": ["the kill", "frames of that run"],

@@ -16,7 +16,7 @@ libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    assert keep_freed_memory()
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 piece = libc.malloc(24 << 20)

@@ -181,7 +181,7 @@ def test_a_guest_cannot_flood_the_log() -> None:
         assert producer.wait(seq) != RecordStatus.OK
         launcher.close()
         lines = stderr.read().splitlines()
-    assert 10 < len(lines) < 250
+    assert 5 <= len(lines) < 100
     assert all(line.startswith("isorend: ") for line in lines)
     assert any(line.startswith("isorend: ctx 7 flood (virgl): virgl: ") for line in lines)
 
