@@ -45,7 +45,7 @@ static void fill_draw(unsigned number)
 }
 
 const struct scene heavy_scene = {
-    .name = "heavy", .load_unit = "shader iterations a pixel", .default_load = 1300, .max_load = 1000000,
+    .name = "heavy", .load_unit = "shader iterations a pixel", .default_load = 1800, .max_load = 1000000,
     .width = 512, .height = 512, .open = fill_open, .draw = fill_draw,
 };
 
