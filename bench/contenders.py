@@ -76,16 +76,16 @@ class Contender:
             os.close(socket)
 
 
-def isorend_command(*arguments: str) -> list[str]:
-    """`isorend serve` from beside this Python, else from the sources."""
+def isorend_command(command: str, *arguments: str) -> list[str]:
+    """`isorend COMMAND` from beside this Python, else from the sources."""
     beside = Path(sys.executable).parent / "isorend"
     in_this_python = [sys.executable, "-c", "import sys; from master.cli import main; sys.exit(main())"]
-    return [*([str(beside)] if os.access(beside, os.X_OK) else in_this_python), "serve", *arguments]
+    return [*([str(beside)] if os.access(beside, os.X_OK) else in_this_python), command, *arguments]
 
 
 def start_isorend(stack: ExitStack, *arguments: str, ram: int = 256 << 20, queue_size: int = QUEUE_SIZE) -> Contender:
     """The service with these arguments; ends with `stack`."""
-    return _start(stack, isorend_command(*arguments), ram, queue_size)
+    return _start(stack, isorend_command("serve", *arguments), ram, queue_size)
 
 
 def start_qemu(stack: ExitStack, *, ram: int = 256 << 20, queue_size: int = QUEUE_SIZE) -> Contender:

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import IO
 import psutil
 
 from bench.clients.build import BuildFailed, Programs, build
+from bench.contenders import isorend_command
 from bench.workload import WorkloadUnavailable
 
 PEER = "virgl_test_server"
@@ -87,10 +87,7 @@ def _environment() -> dict[str, str]:
 def start_isorend(stack: ExitStack, *arguments: str) -> Renderer:
     """`isorend vtest` with these arguments; ends with `stack`. Raises WorkloadUnavailable."""
     directory = _directory(stack)
-    beside = Path(sys.executable).parent / "isorend"
-    in_this_python = [sys.executable, "-c", "import sys; from master.cli import main; sys.exit(main())"]
-    program = [str(beside)] if os.access(beside, os.X_OK) else in_this_python
-    argv = [*program, "vtest", f"--socket-path={directory / SOCKET_NAME}", *arguments]
+    argv = isorend_command("vtest", f"--socket-path={directory / SOCKET_NAME}", *arguments)
     pid = _start_server(stack, "isorend vtest", argv, directory, _environment())
     return Renderer("isorend", directory, "virpipe", _programs(), pid)
 

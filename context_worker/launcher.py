@@ -85,23 +85,32 @@ class Launcher:
 
     def _spawn(self, message: SpawnWorker | SpawnVtestWorker, fds: list[OwnedFd]) -> None:
         try:
-            start = self._worker_start(message, fds, self._shader_caches.give())
-            pid = os.fork()
+            shader_cache = self._shader_caches.give()
         except OSError as error:
             self._channel.send(SpawnFailed(message.worker_id, error.errno or 0))
             return
+        try:
+            child = self._fork(self._worker_start(message, fds, shader_cache), message.worker_id)
+        except OSError as error:
+            self._shader_caches.take_back(shader_cache)
+            self._channel.send(SpawnFailed(message.worker_id, error.errno or 0))
+            return
+        self._children[child.pid] = child
+        self._selector.register(child.pidfd, selectors.EVENT_READ, child)
+        self._channel.send(Spawned(message.worker_id, child.pid), [child.pidfd])
+
+    @staticmethod
+    def _fork(start: WorkerStart, worker_id: int) -> Child:
+        """Raises OSError, with no process left."""
+        pid = os.fork()
         if pid == 0:
             worker.run(start)
         try:
-            child = Child(message.worker_id, pid, OwnedFd(os.pidfd_open(pid)), start.shader_cache)
-        except OSError as error:  # out of descriptors: a worker that cannot be watched is not kept
+            return Child(worker_id, pid, OwnedFd(os.pidfd_open(pid)), start.shader_cache)
+        except OSError:  # out of descriptors: a worker that cannot be watched is not kept
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            self._channel.send(SpawnFailed(message.worker_id, error.errno or 0))
-            return
-        self._children[pid] = child
-        self._selector.register(child.pidfd, selectors.EVENT_READ, child)
-        self._channel.send(Spawned(message.worker_id, pid), [child.pidfd])
+            raise
 
     def _worker_start(
         self, message: SpawnWorker | SpawnVtestWorker, fds: list[OwnedFd], shader_cache: Path

@@ -9,10 +9,13 @@ it does not recurse, and nobody waits for it.
 """
 
 import fcntl
+import logging
 import os
 import subprocess
 import tempfile
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _PREFIX = "isorend-shaders-"
 _MAX_SIZE = "64M"
@@ -76,9 +79,13 @@ class ShaderCaches:
                 os.close(lock)
 
     def _remove(self, directory: Path) -> None:
+        """Without a process to be had, it stays until its root goes, or until the sweep of the next launcher."""
         self._removals = [removal for removal in self._removals if removal.poll() is None]
         command = ["rm", "-rf", "--one-file-system", "--", os.fspath(directory)]
-        self._removals.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        try:
+            self._removals.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        except OSError as error:
+            log.warning("%s is not removed: %s", directory, error)
 
 
 def _make_root() -> tuple[Path, int]:

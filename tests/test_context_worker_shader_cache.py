@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_what_a_killed_launcher_left_is_removed_and_nothing_else(elsewhere: Path
     assert sorted(elsewhere.iterdir()) == sorted([theirs.parent, other, link])
     assert (other / "file").exists()
     alive.close()
+
+
+def test_no_process_for_the_removal_is_not_the_end(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = ShaderCaches(None)
+    directory = caches.give()
+    with monkeypatch.context() as without_processes:
+
+        def refuse(*_arguments: object, **_settings: object) -> None:
+            raise BlockingIOError("no process to be had")
+
+        without_processes.setattr(subprocess, "Popen", refuse)
+        caches.take_back(directory)
+    assert directory.exists()
+    caches.close()
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's directory")

@@ -142,7 +142,7 @@ class Models:
 
 def _check_option() -> None:
     """Raises WorkloadUnavailable if the service has no shared worker."""
-    told = subprocess.run(isorend_command("--help"), capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(isorend_command("serve", "--help"), capture_output=True, text=True, check=True).stdout
     if _OPTION not in told:
         raise WorkloadUnavailable(f"this isorend has no {_OPTION}: there is no model (A) to compare with")
 
