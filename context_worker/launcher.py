@@ -33,6 +33,7 @@ from native.owned_fd import OwnedFd
 log = logging.getLogger(__name__)
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+SANDBOX_MODES = ("enforce", "audit", "off")
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--render-node", metavar="PATH", help="GPU for the workers; without it, EGL's default")
     parser.add_argument("--shader-cache", type=Path, metavar="DIR", help="shared by all workers; without it, one each")
     parser.add_argument("--share-worker", action="store_true", help="let a worker serve several contexts")
+    parser.add_argument("--sandbox", default="enforce", choices=SANDBOX_MODES, help="how workers are locked in")
+    parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="that a worker may use")
     parser.add_argument("--log-level", default="INFO", choices=LOG_LEVELS, help="least to log")
     return parser.parse_args(arguments)
 

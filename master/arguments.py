@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from master.launch import Sandbox
+from master.limits import GIB, MIB, Limits, Rate
 from master.listener import ListenError, SocketOwner, check_listening_fd, check_socket_path, connection_from_fd
 from master.logging_setup import LEVELS
 from master.options import DEFAULT_SPARES
@@ -143,6 +145,32 @@ def number(kind: type[int] | type[float], least: float, most: float) -> Callable
 
 
 _fd_number = number(int, 0, 2**31 - 1)
+_BYTES: Final = {"": 1, "K": 1 << 10, "M": MIB, "G": GIB, "T": 1 << 40}
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}"
+
+
+def memory_size(text: str) -> int:
+    """Bytes, with K, M, G or T (powers of 1024) if wanted; from 64 MiB to 64 TiB."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text)
+    size = int(match[1]) * _BYTES[match[2]] if match else 0
+    if not 64 * MIB <= size <= 64 << 40:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 64M to 64T")
+    return size
+
+
+def rate(text: str) -> Rate:
+    """N/SECONDS."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6}(?:\.[0-9]{1,3})?)", text)
+    if match is None or int(match[1]) < 1 or float(match[2]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not N/SECONDS, as in 3/60")
+    return Rate(int(match[1]), float(match[2]))
+
+
+def service_name(text: str) -> str:
+    """A word that can be a file's name."""
+    if not re.fullmatch(_NAME, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name: up to 48 letters, digits, '_', '.' and '-'")
+    return text
 
 
 def add_render_node(group: argparse._ArgumentGroup) -> None:
@@ -169,6 +197,47 @@ def add_spares(group: argparse._ArgumentGroup, whom: str) -> None:
         type=number(int, 0, MAX_SPARES),
         default=DEFAULT_SPARES,
         help=f"workers kept ready for the next {whom} (%(default)s)",
+    )
+
+
+def add_sandbox(group: argparse._ArgumentGroup) -> None:
+    """--sandbox and what a worker may use."""
+    group.add_argument(
+        "--sandbox",
+        type=Sandbox,
+        choices=list(Sandbox),
+        default=Sandbox.ENFORCE,
+        metavar="{" + ",".join(Sandbox) + "}",
+        help="enforce: workers are locked in, and end when they try to get out; audit: what they try is only logged; "
+        "off: nothing holds them (%(default)s)",
+    )
+    group.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        type=memory_size,
+        default=Limits().context_memory,
+        help=f"memory that one worker may use, like 512M or 8G ({Limits().context_memory // GIB}G)",
+    )
+
+
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """--name and --no-control."""
+    group = parser.add_argument_group("watching it")
+    group.add_argument(
+        "--name", metavar="NAME", type=service_name, help="what `isorend status` calls this service (its process id)"
+    )
+    group.add_argument(
+        "--no-control", dest="control", action="store_false", help="do not listen to `isorend status` and its like"
+    )
+
+
+def add_strikes(group: argparse._ArgumentGroup) -> None:
+    """--strikes."""
+    group.add_argument(
+        "--strikes",
+        metavar="N/SECONDS",
+        type=rate,
+        help="refuse programs whose name has been to blame N times in so many seconds, until `isorend release` (never)",
     )
 
 

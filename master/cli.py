@@ -16,15 +16,20 @@ from typing import Any, Final, NoReturn, Protocol
 from master import capabilities
 from master.arguments import (
     absolute_path,
+    add_control,
     add_log_level,
     add_render_node,
+    add_sandbox,
     add_shader_cache,
     add_spares,
+    add_strikes,
     connected_fd,
     number,
+    rate,
     size,
     socket_path,
 )
+from master.limits import Limits
 from master.listener import ListenError
 from master.logging_setup import printable_line, set_up_logging
 from master.options import DEFAULT_HANG_TIMEOUT_S, DEFAULT_SIZE, ENGINES, ServeOptions
@@ -34,6 +39,7 @@ COMMANDS_GROUP: Final = "isorend.commands"
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 MAX_HANG_TIMEOUT_S: Final = 3600.0
+MAX_CONTEXTS: Final = 1024
 
 _SERVE_EPILOG: Final = """\
 examples:
@@ -99,6 +105,8 @@ class ServeCommand:
         parser.epilog = _SERVE_EPILOG.format(prog=parser.prog)
         _add_vmm_options(parser)
         _add_renderer_options(parser)
+        _add_isolation_options(parser)
+        add_control(parser)
         parser.add_argument(
             "--print-capabilities", action="store_true", help="print what this program can do as JSON, and end"
         )
@@ -118,6 +126,12 @@ class ServeCommand:
             spares=args.spares,
             hang_timeout_s=args.hang_timeout,
             size=args.size,
+            sandbox=args.sandbox,
+            limits=Limits(context_memory=args.max_memory, contexts=args.max_contexts, spawns=args.spawn_rate),
+            strikes=args.strikes,
+            guest_strikes=args.guest_strikes,
+            name=args.name,
+            control=args.control,
             log_level=args.log_level.upper(),
         )
         set_up_logging(options.log_level)
@@ -155,12 +169,39 @@ def _add_renderer_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one worker for all contexts, which isolates none from the others: for comparing speed only",
     )
-    gpu.add_argument(
+
+
+def _add_isolation_options(parser: argparse.ArgumentParser) -> None:
+    limits = Limits()
+    group = parser.add_argument_group("what contexts may do")
+    add_sandbox(group)
+    group.add_argument(
+        "--max-contexts",
+        metavar="N",
+        type=number(int, 1, MAX_CONTEXTS),
+        default=limits.contexts,
+        help="contexts of the guest at a time (%(default)s)",
+    )
+    group.add_argument(
+        "--spawn-rate",
+        metavar="N/SECONDS",
+        type=rate,
+        default=limits.spawns,
+        help="contexts that the guest may make in a time (%(default)s)",
+    )
+    group.add_argument(
         "--hang-timeout",
         metavar="SECONDS",
         type=number(float, 0.1, MAX_HANG_TIMEOUT_S),
         default=DEFAULT_HANG_TIMEOUT_S,
         help="end a context that makes no progress for so long (%(default)g)",
+    )
+    add_strikes(group)
+    group.add_argument(
+        "--guest-strikes",
+        metavar="N/SECONDS",
+        type=rate,
+        help="the same for the whole guest, whatever its programs call themselves (never)",
     )
 
 

@@ -1,10 +1,11 @@
 """What the service has been asked to do, checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from master.launch import LaunchSettings
+from master.launch import LaunchSettings, Sandbox
+from master.limits import Limits, Rate
 from master.listener import OWNER_ONLY, SocketOwner
 
 ENGINES: Final = ("virgl", "null")
@@ -23,7 +24,10 @@ class ServeOptions:
     shader_cache: where workers keep compiled shaders for each other, None for nowhere. share_worker: one worker for all
     contexts, which isolates nothing from each other.
     hang_timeout_s: seconds without progress after which a context is given up. size: width and height in pixels of the
-    display if the front end has none. log_level: a level name of the logging module.
+    display if the front end has none. sandbox: how workers are locked in. limits: what the guest may use.
+    strikes: after how many incidents no program of that name gets a context any more, None for never; guest_strikes:
+    after how many the whole guest gets none. name: what `isorend status` and others call this service, None for a name
+    of its own. control: whether it listens to them. log_level: a level name of the logging module.
     """
 
     socket_path: Path | None = None
@@ -36,6 +40,12 @@ class ServeOptions:
     spares: int = DEFAULT_SPARES
     hang_timeout_s: float = DEFAULT_HANG_TIMEOUT_S
     size: tuple[int, int] = DEFAULT_SIZE
+    sandbox: Sandbox = Sandbox.ENFORCE
+    limits: Limits = field(default_factory=Limits)
+    strikes: Rate | None = None
+    guest_strikes: Rate | None = None
+    name: str | None = None
+    control: bool = True
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:
@@ -48,6 +58,8 @@ class ServeOptions:
             render_node=self.render_node,
             shader_cache=self.shader_cache,
             share_worker=self.share_worker,
+            sandbox=self.sandbox,
+            memory_limit=self.limits.context_memory,
             log_level=self.log_level,
         )
 
@@ -69,6 +81,11 @@ class VtestOptions:
     engine: str = "virgl"
     shader_cache: Path | None = None
     spares: int = DEFAULT_SPARES
+    sandbox: Sandbox = Sandbox.ENFORCE
+    limits: Limits = field(default_factory=Limits)
+    strikes: Rate | None = None
+    name: str | None = None
+    control: bool = True
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:
@@ -77,7 +94,13 @@ class VtestOptions:
 
     def launch_settings(self) -> LaunchSettings:
         """What its workers have in common."""
-        return LaunchSettings(render_node=self.render_node, shader_cache=self.shader_cache, log_level=self.log_level)
+        return LaunchSettings(
+            render_node=self.render_node,
+            shader_cache=self.shader_cache,
+            sandbox=self.sandbox,
+            memory_limit=self.limits.context_memory,
+            log_level=self.log_level,
+        )
 
 
 def _check_source(socket_path: Path | None, fd: int | None) -> None:

@@ -4,16 +4,20 @@ import argparse
 from typing import Final
 
 from master.arguments import (
+    add_control,
     add_log_level,
     add_render_node,
+    add_sandbox,
     add_shader_cache,
     add_spares,
+    add_strikes,
     listening_fd,
     number,
     socket_mode,
     socket_owner,
     socket_path,
 )
+from master.limits import Limits
 from master.listener import OWNER_ONLY
 from master.logging_setup import set_up_logging
 from master.options import DEFAULT_MAX_CLIENTS, VTEST_ENGINES, VtestOptions
@@ -71,6 +75,10 @@ class VtestCommand:
         gpu.add_argument("--engine", choices=VTEST_ENGINES, default="virgl", help="what renders (%(default)s)")
         add_shader_cache(gpu)
         add_spares(gpu, "clients")
+        isolation = parser.add_argument_group("what clients may do")
+        add_sandbox(isolation)
+        add_strikes(isolation)
+        add_control(parser)
         add_log_level(parser)
 
     def run(self, args: argparse.Namespace) -> int:
@@ -88,6 +96,11 @@ class VtestCommand:
             shader_cache=args.shader_cache,
             engine=args.engine,
             spares=args.spares,
+            sandbox=args.sandbox,
+            limits=Limits(context_memory=args.max_memory),
+            strikes=args.strikes,
+            name=args.name,
+            control=args.control,
             log_level=args.log_level.upper(),
         )
         set_up_logging(options.log_level)

@@ -35,7 +35,7 @@ MAY_REQUIRE = {
     "ipc": set[str](),
     "resource_table": set[str](),
     "context_worker": {"OpenGL", "setproctitle"},
-    "master": {"setproctitle"},
+    "master": {"rich", "setproctitle", "zmq"},
 }
 
 
