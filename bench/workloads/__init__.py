@@ -9,7 +9,7 @@ from importlib import import_module
 
 from bench.workload import Workload
 
-NAMES = ("control-queue", "submit", "transfer", "contexts", "clients", "neighbours", "vm", "crash", "models")
+NAMES = ("control-queue", "submit", "transfer", "contexts", "clients", "neighbours", "vm", "crash", "models", "sandbox")
 
 
 def _module(name: str) -> str:
