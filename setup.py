@@ -2,4 +2,6 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["native/build_dataplane.py:ffibuilder", "native/build_engines.py:ffibuilder"])
+BUILDERS = ("native/build_dataplane.py", "native/build_engines.py", "native/build_sandbox.py")
+
+setup(cffi_modules=[f"{builder}:ffibuilder" for builder in BUILDERS])

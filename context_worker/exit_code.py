@@ -11,3 +11,5 @@ class ExitCode(enum.IntEnum):
     NO_ENGINE = 2  # the engine does not start on this machine
     PROTOCOL = 3  # the master said what it never may
     CLIENT = 4  # the vtest client broke its protocol, or asked for what it cannot have
+    NO_SANDBOX = 5  # the launcher: what workers are to be locked in with is not to be had here
+    ABORTED = 134  # abort(3), by a library that does not know how to go on

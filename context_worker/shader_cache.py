@@ -1,5 +1,8 @@
 """Where drivers keep compiled shaders: for each worker a directory of its own, gone with it.
 
+With a sandbox it is in a file system of the worker's own (context_worker.root), of which nothing is left. Only without
+one are directories made on the host, here.
+
 The same shader is compiled again and again within one program (a renderer makes many objects of it), so a cache pays
 even if it lives no longer than the worker. One that workers share would be a way from one to the others: who has taken
 over one worker could leave code there for the next. That is the operator's choice (`isorend serve --shader-cache`).

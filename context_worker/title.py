@@ -1,4 +1,7 @@
-"""How a worker names itself: its process title, which also begins each of its log lines."""
+"""How launcher and workers name themselves: by their process title, which also begins each log line of the launcher.
+
+What a worker logs goes to the master, which knows whose it is: its lines begin with their level only.
+"""
 
 import logging
 import sys
@@ -19,6 +22,11 @@ def printable(name: str) -> str:
 def launcher_title() -> str:
     """The launcher's title."""
     return "isorend: launcher"
+
+
+def outside_title() -> str:
+    """That of the process which waits outside for the launcher, when that is in namespaces."""
+    return "isorend: sandbox"
 
 
 def spare_title(engine: EngineName) -> str:
@@ -47,12 +55,15 @@ def vtest_title(client_id: int, name: str, engine: EngineName) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """Begins every line, also those of a traceback, with the current title."""
+    """Begins every line, also those of a traceback, with the current title, or for the master with the level."""
 
     title = ""
+    for_master = False
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
+        if self.for_master:
+            return "\n".join(f"{record.levelname.lower()}: {line}" for line in text.splitlines())
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"
         return "\n".join(f"{self.title}: {line}" for line in text.splitlines())
@@ -68,8 +79,13 @@ def start_logging(level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
+def log_to_master() -> None:
+    """From now on, on the same stream; virglrenderer's lines too, of which only warnings are let out."""
+    _formatter.for_master = True
+    engines.set_virgl_log_prefix("warning")
+
+
 def set_title(title: str) -> None:
-    """Name this process: in ps and /proc, in its log lines and in those of virglrenderer."""
+    """Name this process, in ps and /proc."""
     setproctitle.setproctitle(title)
     _formatter.title = title
-    engines.set_virgl_log_prefix(title)

@@ -6,7 +6,7 @@ from context_worker import egl
 from context_worker.engine import EngineError
 from context_worker.title import printable
 from ipc.messages import AttachResource, Capset, CreateContext, EngineName
-from native.engines import ResourceArguments, Status, status_of
+from native.engines import MAX_SHADER_BYTES, ResourceArguments, Status, status_of
 from native.engines import VirglEngine as NativeVirglEngine
 
 CAPSET_VIRGL = 1
@@ -19,16 +19,22 @@ class VirglEngine:
 
     name = EngineName.VIRGL
 
-    def __init__(self, render_node: str | None = None, *, for_vtest: bool = False) -> None:
+    def __init__(
+        self, render_node: str | None = None, *, for_vtest: bool = False, max_shader_bytes: int = MAX_SHADER_BYTES
+    ) -> None:
         """Open the display of `render_node` (None: EGL's choice), draw, start virglrenderer. Raises EngineError.
 
-        `for_vtest`: for a session of context_worker.vtest, not for a ring.
+        `for_vtest`: for a session of context_worker.vtest, not for a ring. `max_shader_bytes`: the text of one shader.
         """
         display = egl.open_display(render_node)
         self.description = egl.probe(display)
         try:
             self.native = NativeVirglEngine(
-                display.address, display.config_address, gles=display.gles, for_vtest=for_vtest
+                display.address,
+                display.config_address,
+                gles=display.gles,
+                for_vtest=for_vtest,
+                max_shader_bytes=max_shader_bytes,
             )
         except OSError as error:
             raise EngineError(f"virglrenderer: {error.strerror}") from error

@@ -6,16 +6,19 @@ ours. It spends its life in the consumer's C loop and comes back to Python for c
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from context_worker import lockdown, shader_cache, title
+from context_worker import cgroups, lockdown, shader_cache, title
 from context_worker.engine import Engine, EngineError
 from context_worker.exit_code import ExitCode
-from context_worker.lockdown import Stage
+from context_worker.lockdown import Confinement, Stage
+from context_worker.namespaces import SelfReference
 from context_worker.null import NullEngine
+from context_worker.profiles import profile_for
 from context_worker.virgl import VirglEngine
 from context_worker.vtest import serve_vtest
 from ipc import messages
@@ -30,6 +33,7 @@ from ipc.messages import (
     EngineName,
     Message,
 )
+from native import sandbox
 from native.engines import Broken, Consumer, Control, EngineFault, HungUp, Status
 
 log = logging.getLogger(__name__)
@@ -50,16 +54,25 @@ class RingDescriptors(NamedTuple):
 class WorkerStart:
     """What a worker is born with: its engine and its descriptors, all its own. Without `ring` it is a vtest worker.
 
-    `shared`: it serves all guest contexts, and not one.
+    shader_cache: where the driver keeps shaders. shared: it serves all guest contexts, and not one. max_shader_bytes:
+    the text of one shader. launcher: who forked it. reporter: to the launcher, for the listener of its system call
+    filter. output_fd: for what it writes to standard output and error. proc_fd: the host's /proc, cgroup_fd: its own
+    cgroup, -1 without; none of these is kept.
     """
 
     engine: EngineName
     render_node: str | None
     shader_cache: Path
     shared: bool
-    parent_pid: int
+    max_shader_bytes: int
+    launcher: SelfReference
+    confinement: Confinement
     channel_fd: int
+    output_fd: int
     ring: RingDescriptors | None
+    reporter: socket.socket
+    proc_fd: int = -1
+    cgroup_fd: int = -1
 
 
 def run(start: WorkerStart) -> NoReturn:
@@ -68,9 +81,9 @@ def run(start: WorkerStart) -> NoReturn:
     try:
         be_born(start)
         stage = Stage.BORN
-        lockdown.restrict()
+        lockdown.restrict(start.confinement, for_vtest=start.ring is None)
         stage = Stage.RESTRICTED
-        lockdown.confine()
+        lockdown.confine(start.confinement, start.shader_cache)
         stage = Stage.CONFINED
         channel = Channel.from_fd(start.channel_fd, accepts=() if start.ring else messages.TO_VTEST_WORKER)
         engine = load(start, channel)
@@ -79,7 +92,8 @@ def run(start: WorkerStart) -> NoReturn:
             code = ExitCode.NO_ENGINE
         else:
             consumer = open_ring(start.ring, start.channel_fd, engine) if start.ring else None
-            lockdown.seal()
+            profile = profile_for(start.render_node, start.engine, for_vtest=start.ring is None)
+            lockdown.seal(start.confinement, profile, start.reporter)
             stage = Stage.SEALED
             introduce(channel, engine)
             code = serve(channel, engine, consumer, start.shared) if consumer else serve_vtest(channel, engine)
@@ -95,10 +109,17 @@ def run(start: WorkerStart) -> NoReturn:
 
 def be_born(start: WorkerStart) -> None:
     """Stage BORN: let go of everything that is the launcher's."""
-    lockdown.die_with_parent(start.parent_pid)
+    lockdown.leave_streams(start.output_fd)
+    title.log_to_master()
+    start.launcher.die_with()
+    if start.cgroup_fd >= 0:
+        cgroups.join(start.cgroup_fd)
+    if start.proc_fd >= 0:
+        lockdown.separate(start.confinement, start.proc_fd)
     os.setsid()  # a scheduling group of its own (sched(7), autogroup): a busy worker does not hold up an idle one
-    lockdown.close_all_but({0, 1, 2, start.channel_fd, *(start.ring or ())})
+    lockdown.close_all_but({0, 1, 2, start.channel_fd, start.reporter.fileno(), *(start.ring or ())})
     lockdown.reset_signals()
+    sandbox.install_abort_handler(ExitCode.ABORTED)
     title.set_title(title.spare_title(start.engine) if start.ring else title.vtest_spare_title(start.engine))
 
 
@@ -108,7 +129,9 @@ def load(start: WorkerStart, channel: Channel) -> Engine | None:
         if start.engine is EngineName.NULL:
             return NullEngine()
         os.environ.update(shader_cache.environment(start.shader_cache))
-        return VirglEngine(start.render_node, for_vtest=start.ring is None)
+        return VirglEngine(
+            start.render_node, for_vtest=start.ring is None, max_shader_bytes=start.max_shader_bytes
+        )
     except EngineError as error:
         log.error("%s", error)
         channel.send(messages.fault(str(error)))
@@ -130,7 +153,7 @@ def open_ring(ring: RingDescriptors, channel_fd: int, engine: Engine) -> Consume
 def introduce(channel: Channel, engine: Engine) -> None:
     """Tell the master what there is: Ready, the capability sets, CapsetsDone."""
     found = engine.description
-    channel.send(messages.ready(os.getpid(), engine.name, found.capabilities, found.renderer, found.version))
+    channel.send(messages.ready(engine.name, found.capabilities, found.renderer, found.version))
     for capset in engine.capsets():
         channel.send(capset)
     channel.send(CapsetsDone())

@@ -5,7 +5,9 @@ SOCK_SEQPACKET keeps the borders of messages and reports the end of the other pr
 """
 
 import array
+import errno
 import socket
+import time
 from collections.abc import Sequence
 from typing import Self
 
@@ -17,11 +19,35 @@ from native.owned_fd import OwnedFd
 _MAX_BYTES = max(kind.size() for kind in messages.MESSAGES.values())
 _MAX_FDS = max(kind.FDS for kind in messages.MESSAGES.values())
 _FD_BYTES = array.array("i").itemsize
+_PAUSE = 0.01
+
+FDS_PATIENCE = 5.0
+"""Seconds that whoever must send descriptors tries to: longer than a worker lives that floods its channel with them."""
 
 
 def channel_pair() -> tuple[socket.socket, socket.socket]:
     """Both ends of a new socket for a channel, close-on-exec."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send_fds(sock: socket.socket, data: bytes, fds: Sequence[OwnedFd | int], patience: float = 0.0) -> None:
+    """Send one datagram with descriptors, which stay the caller's. Raises OSError.
+
+    Descriptors under way are counted for all processes of a user together (unix(7), ETOOMANYREFS). So a worker that
+    floods its channel with them can keep others of its user from sending one, until it is ended: patience is how many
+    seconds to try again.
+    """
+    numbers = array.array("i", [fd if isinstance(fd, int) else fd.fd for fd in fds])
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if numbers else []
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or time.monotonic() >= deadline:
+                raise
+        time.sleep(_PAUSE)
 
 
 class Channel:
@@ -31,6 +57,7 @@ class Channel:
         """Take over `sock`, a connected SOCK_SEQPACKET socket."""
         self._socket = sock
         self._accepts = accepts
+        self._takes_fds = any(kind.FDS for kind in accepts)
 
     @classmethod
     def from_fd(cls, fd: int, accepts: tuple[type[Message], ...]) -> Self:
@@ -47,18 +74,16 @@ class Channel:
         """The socket's descriptor, for select and poll."""
         return self._socket.fileno()
 
-    def send(self, message: Message, fds: Sequence[OwnedFd | int] = ()) -> None:
+    def send(self, message: Message, fds: Sequence[OwnedFd | int] = (), patience: float = 0.0) -> None:
         """Send a message with its descriptors, which stay the caller's.
 
-        Blocks while the socket's buffer is full. Raises ChannelClosed when the other end is gone, ValueError when the
-        number of descriptors is not the message's.
+        Blocks while the socket's buffer is full. patience: see send_fds. Raises ChannelClosed when the other end is
+        gone, ValueError when the number of descriptors is not the message's.
         """
         if len(fds) != message.FDS:
             raise ValueError(f"{type(message).__name__} takes {message.FDS} descriptors, not {len(fds)}")
-        numbers = array.array("i", [fd if isinstance(fd, int) else fd.fd for fd in fds])
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if numbers else []
         try:
-            self._socket.sendmsg([message.encode()], ancillary, socket.MSG_NOSIGNAL)
+            send_fds(self._socket, message.encode(), fds, patience)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosed("the other end of the channel is closed") from error
 
@@ -77,6 +102,8 @@ class Channel:
 
     def _receive(self, flags: int) -> tuple[Message, list[OwnedFd]] | None:
         try:
+            if not self._takes_fds:
+                self._look_for_fds(flags)
             # Room for one byte and one descriptor more than any message has, so that too much is seen and not cut off.
             data, ancillary, message_flags, _ = self._socket.recvmsg(
                 _MAX_BYTES + 1, socket.CMSG_SPACE((_MAX_FDS + 1) * _FD_BYTES), flags | socket.MSG_CMSG_CLOEXEC
@@ -93,6 +120,12 @@ class Channel:
                 fd.close()
             raise
 
+    def _look_for_fds(self, flags: int) -> None:
+        """A message with descriptors, of which there is none, stays where it is: to discard it would close them, and
+        who sent them may have made that take long (SO_LINGER, socket(7))."""
+        if self._socket.recvmsg(1, 0, flags | socket.MSG_PEEK)[2] & socket.MSG_CTRUNC:
+            raise ProtocolError("descriptors with a message that has none")
+
     def _check(self, data: bytes, fds: list[OwnedFd], message_flags: int) -> Message:
         if not data and not fds:
             raise ChannelClosed("the other end of the channel is closed")
@@ -102,6 +135,10 @@ class Channel:
         if len(fds) != message.FDS:
             raise ProtocolError(f"{type(message).__name__} with {len(fds)} descriptors, not {message.FDS}")
         return message
+
+    def take(self) -> socket.socket:
+        """Give up the socket to the caller, who closes it."""
+        return socket.socket(fileno=self._socket.detach())
 
     def close(self) -> None:
         """Close this end."""

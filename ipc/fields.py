@@ -53,6 +53,24 @@ IDENT = Integer(4, minimum=1)
 
 
 @dataclass(frozen=True)
+class Boolean:
+    """True or False, as 1 or 0 in 4 bytes."""
+
+    size: int = 4
+
+    def pack(self, value: object) -> bytes:
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is no bool")
+        return U32.pack(int(value))
+
+    def unpack(self, data: bytes) -> object:
+        value = int.from_bytes(data, "little")
+        if value > 1:
+            raise ProtocolError(f"{value} is neither true nor false")
+        return value == 1
+
+
+@dataclass(frozen=True)
 class Text:
     """A string of at most `size` - 1 Latin-1 characters, NUL-terminated, NUL-filled.
 

@@ -13,13 +13,14 @@ from enum import IntFlag, StrEnum
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 from ipc.errors import ProtocolError
-from ipc.fields import I32, IDENT, U32, U64, Blob, Choice, Field, Flags, Text
+from ipc.fields import I32, IDENT, U32, U64, Blob, Boolean, Choice, Field, Flags, Text
 
 MAX_CAPSET_BYTES = 8192
 """The largest capability set that fits a message (virgl 2 is about 1.4 KB)."""
 
 _NAME = Text(72)  # virtio-gpu's debug_name has 64 bytes and need not end with a NUL
 _LINE = Text(256)
+_SYSTEM_CALL = Text(32)  # the longest has 22 bytes
 
 
 class EngineName(StrEnum):
@@ -82,12 +83,13 @@ class Message:
 class SpawnWorker(Message):
     """Start a worker.
 
-    Descriptors, in this order: the worker's end of its channel (SOCK_SEQPACKET), the ring, the staging memory (both
-    sealed memfds), the doorbell towards the worker (a pipe's reading end), the one towards the master (an eventfd).
+    Descriptors, in this order: the worker's end of its channel (SOCK_SEQPACKET), its standard output and error (a
+    pipe's writing end), the ring, the staging memory (both sealed memfds), the doorbell towards the worker (a pipe's
+    reading end), the one towards the master (an eventfd).
     """
 
     ID = 1
-    FDS = 5
+    FDS = 6
     worker_id: Annotated[int, IDENT]
     engine: Annotated[EngineName, Choice(EngineName)]
 
@@ -96,11 +98,12 @@ class SpawnWorker(Message):
 class SpawnVtestWorker(Message):
     """Start a worker for one vtest connection, which ServeVtest will hand to it.
 
-    Descriptor: the worker's end of its channel (SOCK_SEQPACKET). Such a worker has no ring and no staging memory.
+    Descriptors, in this order: the worker's end of its channel (SOCK_SEQPACKET), its standard output and error (a
+    pipe's writing end). Such a worker has no ring and no staging memory.
     """
 
     ID = 5
-    FDS = 1
+    FDS = 2
     worker_id: Annotated[int, IDENT]
     engine: Annotated[EngineName, Choice(EngineName)]
 
@@ -110,12 +113,11 @@ class SpawnVtestWorker(Message):
 
 @dataclass(frozen=True)
 class Spawned(Message):
-    """A worker's process exists. Descriptor: its pidfd."""
+    """A worker's process exists. Descriptor: its pidfd, which also says what its pid is where the reader lives."""
 
     ID = 2
     FDS = 1
     worker_id: Annotated[int, IDENT]
-    pid: Annotated[int, IDENT]
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,49 @@ class SpawnFailed(Message):
 
 @dataclass(frozen=True)
 class Exited(Message):
-    """A worker has ended and was reaped. `wait_status` is as waitpid gives it (os.WIFEXITED and so on)."""
+    """A worker has ended and was reaped. `wait_status` is as waitpid gives it (os.WIFEXITED and so on).
+
+    `out_of_memory`: the kernel ended it because it used more than its cgroup may.
+    """
 
     ID = 4
     worker_id: Annotated[int, IDENT]
-    pid: Annotated[int, IDENT]
     wait_status: Annotated[int, I32]
+    out_of_memory: Annotated[bool, Boolean()] = False
+
+
+@dataclass(frozen=True)
+class NoSandbox(Message):
+    """The sandbox cannot be made here, and workers without are not wanted: the launcher ends. `missing` says what."""
+
+    ID = 7
+    missing: Annotated[str, _LINE]
+
+
+@dataclass(frozen=True)
+class Sealed(Message):
+    """A worker's system call filter is in place, so far as the mode of the sandbox wants one: the launcher has seen it.
+
+    With `sealed` False it has let go of the way to say so without: it is being killed.
+    """
+
+    ID = 8
+    worker_id: Annotated[int, IDENT]
+    sealed: Annotated[bool, Boolean()]
+
+
+@dataclass(frozen=True)
+class Denied(Message):
+    """A worker made a system call, by this name, that its filter does not allow.
+
+    With `audit` it was let through, and is not told again of this worker. Without, the worker is being killed: Exited
+    follows.
+    """
+
+    ID = 6
+    worker_id: Annotated[int, IDENT]
+    name: Annotated[str, _SYSTEM_CALL]
+    audit: Annotated[bool, Boolean()]
 
 
 # Worker to master, on the worker's channel: Ready, a Capset each, CapsetsDone; after that only Fault.
@@ -145,7 +184,6 @@ class Ready(Message):
     """The driver is loaded and has drawn. `renderer` and `version` are GL_RENDERER and GL_VERSION."""
 
     ID = 16
-    pid: Annotated[int, IDENT]
     engine: Annotated[EngineName, Choice(EngineName)]
     capabilities: Annotated[Capability, Flags(Capability)]
     renderer: Annotated[str, _LINE]
@@ -164,7 +202,7 @@ class Capset(Message):
 
 @dataclass(frozen=True)
 class CapsetsDone(Message):
-    """All capability sets were sent: the worker now serves its ring."""
+    """All capability sets were sent: the worker now serves its ring. It counts as serving when it is Sealed, too."""
 
     ID = 18
 
@@ -241,7 +279,7 @@ class ServeVtest(Message):
 
 
 TO_LAUNCHER: tuple[type[Message], ...] = (SpawnWorker, SpawnVtestWorker)
-FROM_LAUNCHER: tuple[type[Message], ...] = (Spawned, SpawnFailed, Exited)
+FROM_LAUNCHER: tuple[type[Message], ...] = (Spawned, SpawnFailed, Sealed, Exited, Denied, NoSandbox)
 FROM_WORKER: tuple[type[Message], ...] = (Ready, Capset, CapsetsDone, Fault)
 CONTROL: tuple[type[Message], ...] = (
     CreateContext,
@@ -271,6 +309,16 @@ def fault(text: str, count: int = 1) -> Fault:
     return Fault(count=count, text=_LINE.clip(text))
 
 
-def ready(pid: int, engine: EngineName, capabilities: Capability, renderer: str, version: str) -> Ready:
+def denied(worker_id: int, name: str, audit: bool) -> Denied:
+    """A Denied with as much of `name` as fits."""
+    return Denied(worker_id, _SYSTEM_CALL.clip(name), audit)
+
+
+def no_sandbox(missing: str) -> NoSandbox:
+    """A NoSandbox with as much of `missing` as fits."""
+    return NoSandbox(_LINE.clip(missing))
+
+
+def ready(engine: EngineName, capabilities: Capability, renderer: str, version: str) -> Ready:
     """A Ready with as much of the driver's strings as fits."""
-    return Ready(pid, engine, capabilities, _LINE.clip(renderer), _LINE.clip(version))
+    return Ready(engine, capabilities, _LINE.clip(renderer), _LINE.clip(version))

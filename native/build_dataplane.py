@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # setuptools ru
 from native.cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, sanitize_flags
 
 SOURCES = (
-    *("backing.c", "commands.c", "guestmem.c", "idmap.c", "lane.c", "lanes.c"),
+    *("backing.c", "commands.c", "guestmem.c", "idmap.c", "lane.c", "lane_history.c", "lanes.c"),
     *("pictures.c", "pixels.c", "plane.c", "plane_setup.c", "queues.c", "texture.c", "virtqueue.c"),
 )
 

@@ -6,29 +6,24 @@ setuptools takes `native/build_engines.py:ffibuilder` (cffi_modules) and runs it
 `python native/build_engines.py [DIR]` builds in place, or into DIR.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
 from cffi import FFI
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # setuptools runs this file on its own
-from native.cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, sanitize_flags
+from native.cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, pkg_config, sanitize_flags
 
 SOURCES = (
     *("engine.c", "consumer.c"),
     *("null_engine.c", "null_vtest.c"),
-    *("virgl_engine.c", "virgl_contexts.c", "virgl_egl.c", "virgl_log.c", "virgl_vtest.c", "virgl_gl_fence.c"),
+    *("virgl_engine.c", "virgl_contexts.c", "virgl_egl.c", "virgl_limits.c", "virgl_log.c", "virgl_vtest.c"),
+    "virgl_gl_fence.c",
     *("vtest_session.c", "vtest_commands.c", "vtest_commands3.c"),
     *("vtest_stream.c", "vtest_resources.c", "vtest_syncs.c", "idmap.c"),
 )
-INCLUDES = ("consumer.h", "null_engine.h", "virgl_engine.h", "virgl_log.h", "vtest_session.h")
+INCLUDES = ("consumer.h", "null_engine.h", "virgl_engine.h", "virgl_limits.h", "virgl_log.h", "vtest_session.h")
 PACKAGES = ("virglrenderer", "egl")
-
-
-def pkg_config(*arguments: str) -> list[str]:
-    """The words pkg-config prints. Raises CalledProcessError where the package is not installed."""
-    return subprocess.run(["pkg-config", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
 
 
 def virgl_version() -> int:

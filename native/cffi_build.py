@@ -1,4 +1,4 @@
-"""What the two builders of native extension modules share: flags, the sanitized variant, building in place.
+"""What the builders of native extension modules share: flags, the sanitized variant, building in place.
 
 ISOREND_SANITIZE=1 in the environment builds with AddressSanitizer and UndefinedBehaviorSanitizer; such a module loads
 only into a process that has libasan preloaded (tests/sanitized.py starts one).
@@ -6,6 +6,7 @@ only into a process that has libasan preloaded (tests/sanitized.py starts one).
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,11 @@ GENERATED = """
 def sanitize_flags() -> list[str]:
     """The sanitizers' compiler and linker flags, empty unless ISOREND_SANITIZE=1."""
     return SANITIZE if os.environ.get("ISOREND_SANITIZE") == "1" else []
+
+
+def pkg_config(*arguments: str) -> list[str]:
+    """The words pkg-config prints. Raises CalledProcessError where the package is not installed."""
+    return subprocess.run(["pkg-config", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
 
 
 def headers(native: Path) -> list[str]:
