@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Any
 
 from native._dataplane import ffi, lib
+from native.lane_history import LaneHistory
 
 RING_TOTAL_BYTES: int = lib.ISO_RING_TOTAL_BYTES
 MAX_BACKING_ENTRIES: int = lib.ISO_BACKING_MAX_ENTRIES
@@ -156,6 +157,11 @@ class Texture:
         """Whether such a resource could exist: known target and format, sizes that agree with them."""
         return bool(lib.iso_texture_valid(self.struct()))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its levels, layers and samples, without what a driver adds; 0 if it is not valid."""
+        return int(lib.iso_texture_bytes(self.struct()))
+
     def struct(self) -> Any:
         """As struct iso_texture."""
         values = (self.target, self.format, self.bind, self.width, self.height, self.depth)
@@ -208,6 +214,11 @@ class Lane:
         self.handle = handle
         self.number = number
 
+    @property
+    def open(self) -> bool:
+        """Whether it has not been freed."""
+        return bool(self.handle != ffi.NULL)
+
     def staging(self, offset: int, length: int) -> memoryview:
         """Staging memory; the worker can write it at any time. Raises ValueError outside of it."""
         if offset < 0 or length < 0 or offset + length > self.handle.staging_bytes:
@@ -259,7 +270,23 @@ class Flipped:
     part: Rect
 
 
-Event = Command | WorkDone | LaneBroken | QueueBroken | Flipped
+class CommandLimit(IntEnum):
+    """What one command may not be larger than (enum iso_limit)."""
+
+    SUBMIT = lib.ISO_LIMIT_SUBMIT
+    TRANSFER = lib.ISO_LIMIT_TRANSFER
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """A context sent a command larger than any may be, and was answered ERR_OUT_OF_MEMORY. Told once for each lane."""
+
+    lane: int
+    ctx_id: int
+    limit: CommandLimit
+
+
+Event = Command | WorkDone | LaneBroken | QueueBroken | Flipped | TooLarge
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,6 +413,8 @@ class Plane:
             if kind == lib.ISO_EVENT_FLIPPED:
                 part = event.part
                 return Flipped(event.scanout, event.resource, Rect(part.x, part.y, part.width, part.height))
+            if kind == lib.ISO_EVENT_LIMIT:
+                return TooLarge(event.lane, event.token, CommandLimit(event.status))
         if self._capacity > COMMAND_BUFFER:
             self._buffer = ffi.new("uint8_t[]", COMMAND_BUFFER)
             self._capacity = COMMAND_BUFFER
@@ -458,6 +487,16 @@ class Plane:
         out = ffi.new("struct iso_lane_progress *")
         lib.iso_plane_lane_progress(self._handle, lane.handle, out)
         return LaneProgress(*(getattr(out, name) for name in LaneProgress.__slots__))
+
+    def history(self, lane: Lane) -> LaneHistory:
+        """What the worker was sent lately; also of a lane that is lost, but not of one that is freed."""
+        out = ffi.new("struct iso_lane_history *")
+        lib.iso_plane_lane_history(self._handle, lane.handle, out)
+        return LaneHistory.of(out)
+
+    def trim(self, lane: Lane) -> bool:
+        """Gives up to 8 MiB of an idle lane's staging memory back to the system. True if there is more of it."""
+        return bool(lib.iso_plane_lane_trim(self._handle, lane.handle))
 
     # ---- resources, as the fast path needs them
 

@@ -18,6 +18,15 @@
 #define ISO_EVENT_LANE_BROKEN ...
 #define ISO_EVENT_QUEUE_BROKEN ...
 #define ISO_EVENT_FLIPPED ...
+#define ISO_EVENT_LIMIT ...
+#define ISO_LIMIT_SUBMIT ...
+#define ISO_LIMIT_TRANSFER ...
+#define ISO_WORK_SUBMIT ...
+#define ISO_WORK_TRANSFER_WRITE ...
+#define ISO_WORK_TRANSFER_READ ...
+#define ISO_WORK_CONTROL ...
+#define ISO_WORK_READBACK ...
+#define ISO_PLACED_UNKNOWN ...
 
 struct iso_guestmem;
 struct iso_guestmem *iso_guestmem_new(void);
@@ -49,6 +58,7 @@ struct iso_box {
     uint32_t x, y, z, w, h, d;
 };
 bool iso_texture_valid(const struct iso_texture *texture);
+uint64_t iso_texture_bytes(const struct iso_texture *texture);
 bool iso_pixels_known(uint32_t format);
 bool iso_pixels_to_xrgb(uint32_t format, const uint8_t *from, uint64_t from_stride, uint8_t *to, uint64_t to_stride,
                         uint32_t width, uint32_t height);
@@ -73,6 +83,16 @@ struct iso_plane_stats {
 };
 struct iso_lane_progress {
     uint64_t waiting, oldest, begun, consumed, completed, backlog, submits, submit_bytes, transfers, transfer_bytes;
+};
+struct iso_placed {
+    uint64_t seq, end, bytes;
+    uint32_t kind, ctx_id, resource_id, message;
+};
+struct iso_lane_history {
+    struct iso_placed latest[8];
+    uint32_t count;
+    struct iso_placed under_way;
+    uint64_t retired;
 };
 
 struct iso_plane;
@@ -105,6 +125,8 @@ int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint
                             uint32_t resource_id, const struct iso_texture *texture, const struct iso_box *box);
 void iso_plane_lane_release(struct iso_plane *plane, struct iso_lane *lane, uint64_t token);
 void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_progress *out);
+void iso_plane_lane_history(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_history *out);
+bool iso_plane_lane_trim(struct iso_plane *plane, struct iso_lane *lane);
 int iso_plane_resource_set(struct iso_plane *plane, uint32_t resource_id, const struct iso_texture *texture);
 int iso_plane_resource_backing(struct iso_plane *plane, uint32_t resource_id, struct iso_backing *backing);
 int iso_plane_resource_attach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);

@@ -14,6 +14,8 @@ from typing import Any
 from native._engines import ffi, lib
 
 RING_TOTAL_BYTES: int = lib.ISO_RING_TOTAL_BYTES
+MAX_SHADER_BYTES: int = lib.ISO_VIRGL_MAX_SHADER_BYTES
+SPARE_TOKENS: int = lib.ISO_VIRGL_SPARE_TOKENS
 
 
 def _text(array: Any) -> str:
@@ -133,15 +135,24 @@ class NullEngine(NativeEngine):
 class VirglEngine(NativeEngine):
     """libvirglrenderer and its guest contexts. There can be one of these in the life of a process."""
 
-    def __init__(self, egl_display: int, egl_config: int, *, gles: bool, for_vtest: bool = False) -> None:
+    def __init__(
+        self,
+        egl_display: int,
+        egl_config: int,
+        *,
+        gles: bool,
+        for_vtest: bool = False,
+        max_shader_bytes: int = MAX_SHADER_BYTES,
+    ) -> None:
         """Initialise virglrenderer on an EGLDisplay and EGLConfig (addresses). Raises OSError when it refuses.
 
-        `for_vtest`: a VtestSession will drive it, not a Consumer.
+        `for_vtest`: a VtestSession will drive it, not a Consumer. `max_shader_bytes`: see check_stream().
         """
         text = ffi.new("char[256]")
         use = lib.ISO_VIRGL_FOR_VTEST if for_vtest else lib.ISO_VIRGL_FOR_RING
         pointer = lib.iso_virgl_engine_init(
-            ffi.cast("void *", egl_display), ffi.cast("void *", egl_config), gles, use, text, ffi.sizeof(text)
+            *(ffi.cast("void *", egl_display), ffi.cast("void *", egl_config), gles, use),
+            *(max_shader_bytes, text, ffi.sizeof(text)),
         )
         if pointer == ffi.NULL:
             raise OSError(ffi.errno, _text(text))
@@ -173,6 +184,16 @@ class VirglEngine(NativeEngine):
     def resource_detach(self, ctx_id: int, resource_id: int) -> int:
         """Detach a resource, and drop it if no other context has it; 0 or ENOENT."""
         return int(lib.iso_virgl_resource_detach(ctx_id, resource_id))
+
+
+def check_stream(stream: bytes, max_shader_bytes: int = MAX_SHADER_BYTES) -> tuple[Status, str, bool]:
+    """What a VirglEngine finds out about a stream before virglrenderer gets it: how a SUBMIT of it would be answered,
+    why, and whether it asks for the result of a query (native/src/virgl_limits.h)."""
+    finding: Any = ffi.new("struct iso_virgl_finding *")
+    words = ffi.new("uint32_t[]", len(stream) // 4 or 1)
+    ffi.memmove(words, stream, len(stream) // 4 * 4)
+    status = Status(lib.iso_virgl_check(words, len(stream) // 4, max_shader_bytes, finding))
+    return status, _text(finding.text) if status is not Status.OK else "", bool(finding.asks_for_query)
 
 
 def virgl_version() -> tuple[int, int, int]:

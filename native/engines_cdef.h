@@ -10,6 +10,8 @@
 #define ISO_RING_MAX_PAYLOAD ...
 #define ISO_RING_TOTAL_BYTES ...
 #define ISO_VIRGL_NAME_MAX ...
+#define ISO_VIRGL_MAX_SHADER_BYTES ...
+#define ISO_VIRGL_SPARE_TOKENS ...
 #define ISO_VTEST_MAX_SUBMIT_BYTES ...
 
 enum iso_record_type {
@@ -44,6 +46,11 @@ struct iso_wake_event {
     char text[256];
 };
 
+struct iso_virgl_finding {
+    bool asks_for_query;
+    char text[128];
+};
+
 struct iso_consumer_statistics {
     uint64_t records, submits, transfers, fences, completions, sleeps, doorbells;
 };
@@ -68,7 +75,7 @@ struct iso_engine *iso_null_engine_new(void);
 void iso_null_engine_free(struct iso_engine *engine);
 
 struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, uint32_t use,
-                                         char *error_text, size_t error_size);
+                                         uint32_t max_shader_bytes, char *error_text, size_t error_size);
 void iso_virgl_started(void);
 const void *iso_virgl_capset(uint32_t id, uint32_t *version, uint32_t *size);
 int iso_virgl_context_create(uint32_t ctx_id, uint32_t capset_id, const char *name);
@@ -76,6 +83,7 @@ int iso_virgl_context_destroy(uint32_t ctx_id);
 int iso_virgl_resource_attach(uint32_t ctx_id, const struct iso_virgl_resource *resource);
 int iso_virgl_resource_detach(uint32_t ctx_id, uint32_t resource_id);
 uint32_t iso_virgl_version(void);
+uint32_t iso_virgl_check(const uint32_t *stream, uint32_t words, uint32_t max_shader_bytes, struct iso_virgl_finding *finding);
 
 void iso_virgl_log_set_prefix(const char *prefix);
 

@@ -46,6 +46,16 @@ static void fail(struct iso_plane *plane, struct iso_request *request, uint32_t 
     iso_request_answer(plane, request, type, NULL, 0);
 }
 
+/* One command is larger than any may be. Python hears of the first. */
+static void too_large(struct iso_plane *plane, struct iso_request *request, struct iso_lane *lane, enum iso_limit limit)
+{
+    if (!(lane->limits_told & limit))
+        iso_plane_post(plane, (struct iso_event){
+                                  .kind = ISO_EVENT_LIMIT, .lane = lane->id, .token = request->hdr.ctx_id, .status = limit});
+    lane->limits_told |= limit;
+    fail(plane, request, ISO_RESP_ERR_OUT_OF_MEMORY);
+}
+
 static void submit(struct iso_plane *plane, struct iso_request *request, struct iso_lane *lane)
 {
     struct cmd_submit cmd;
@@ -60,7 +70,7 @@ static void submit(struct iso_plane *plane, struct iso_request *request, struct 
         return;
     }
     if (cmd.size > ISO_RING_MAX_PAYLOAD) {
-        fail(plane, request, ISO_RESP_ERR_OUT_OF_MEMORY);
+        too_large(plane, request, lane, ISO_LIMIT_SUBMIT);
         return;
     }
     if (!cmd.size && !fenced) {
@@ -112,7 +122,7 @@ static void transfer(struct iso_plane *plane, struct iso_request *request, struc
      * fence behind it would add nothing: what is drawn from the resource later is ordered by the ring. */
     uint64_t layer_stride = (uint64_t)rows.row_bytes * rows.rows;
     if (layer_stride > UINT32_MAX || layer_stride * rows.layers > lane->staging_bytes) {
-        fail(plane, request, ISO_RESP_ERR_OUT_OF_MEMORY);
+        too_large(plane, request, lane, ISO_LIMIT_TRANSFER);
         return;
     }
     request->work = (struct iso_work){

@@ -82,7 +82,7 @@ int iso_guestmem_add(struct iso_guestmem *mem, int fd, uint64_t gpa, uint64_t si
 
 uint8_t *iso_guestmem_at(const struct iso_guestmem *mem, uint64_t gpa, uint64_t len, uint64_t *contiguous)
 {
-    for (uint32_t i = 0; i < mem->count; i++) {
+    for (uint32_t i = 0; mem && i < mem->count; i++) {
         const struct region *region = &mem->regions[i];
         if (gpa < region->gpa || gpa - region->gpa >= region->size)
             continue;
@@ -95,7 +95,7 @@ uint8_t *iso_guestmem_at(const struct iso_guestmem *mem, uint64_t gpa, uint64_t 
 
 void *iso_guestmem_at_uva(const struct iso_guestmem *mem, uint64_t uva, uint64_t len)
 {
-    for (uint32_t i = 0; i < mem->count; i++) {
+    for (uint32_t i = 0; mem && i < mem->count; i++) {
         const struct region *region = &mem->regions[i];
         if (uva >= region->uva && uva - region->uva < region->size && len <= region->size - (uva - region->uva))
             return region->host + (uva - region->uva);

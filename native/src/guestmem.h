@@ -26,6 +26,10 @@ void iso_guestmem_unref(struct iso_guestmem *mem); /* unmaps at the last referen
  */
 int iso_guestmem_add(struct iso_guestmem *mem, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset);
 
+/*
+ * In all that follows `mem` may be NULL, which is no RAM at all: the front end can take memory away while work waits.
+ */
+
 /* The host address of gpa and, in *contiguous, how many of the next `len` bytes lie there. NULL if gpa is not RAM. */
 uint8_t *iso_guestmem_at(const struct iso_guestmem *mem, uint64_t gpa, uint64_t len, uint64_t *contiguous);
 /* The host address of a front-end address if all `len` bytes lie in one region, else NULL. */

@@ -11,6 +11,12 @@
 
 enum { STAGING_ALIGN = 64, SUBMIT_HEADER = 32 /* struct virtio_gpu_cmd_submit */ };
 
+/* Small transfers would only have to get their pages again. And a piece is what may be given back while others wait for the
+ * plane: half a millisecond or so. */
+#define STAGING_KEPT (1u << 20)
+#define TRIM_BYTES (8u << 20)
+#define STAGING_PAGE 4096u
+
 static void *map_shared(int fd, uint64_t bytes)
 {
     struct stat st;
@@ -118,6 +124,8 @@ static bool staging_take(struct iso_lane *lane, uint64_t len, uint64_t *offset)
         return false;
     *offset = (lane->staging_head + skip) % lane->staging_bytes;
     lane->staging_head += skip + taken;
+    if (*offset + taken > lane->staging_used)
+        lane->staging_used = *offset + taken;
     return true;
 }
 
@@ -197,6 +205,8 @@ enum iso_place iso_lane_place(struct iso_lane *lane, struct iso_work *work, cons
         remember(lane, work, 0);
         placed = ISO_PLACE_PENDING;
     }
+    if (placed == ISO_PLACE_SENT || placed == ISO_PLACE_PENDING)
+        iso_history_note(&lane->history, work, lane->next_seq - 1, lane->cmd_head);
     return lane->lost ? ISO_PLACE_REFUSED : placed;
 }
 
@@ -209,6 +219,19 @@ void iso_lane_backlog(struct iso_lane *lane, struct iso_work *work)
         lane->backlog_first = work;
     lane->backlog_last = work;
     lane->backlog_count++;
+}
+
+bool iso_lane_trim(struct iso_lane *lane)
+{
+    if (lane->lost || lane->staging_head != lane->staging_tail || lane->staging_used <= STAGING_KEPT)
+        return false;
+    uint64_t keep = lane->staging_used > STAGING_KEPT + TRIM_BYTES ? lane->staging_used - TRIM_BYTES : STAGING_KEPT;
+    keep &= ~(uint64_t)(STAGING_PAGE - 1);
+    /* The pages leave the file, so the worker loses them too; what it writes there now is nobody's. */
+    if (madvise(lane->staging + keep, lane->staging_used - keep, MADV_REMOVE) != 0)
+        return false;
+    lane->staging_used = keep;
+    return keep > STAGING_KEPT;
 }
 
 void iso_lane_publish(struct iso_lane *lane)

@@ -12,6 +12,7 @@
 #define ISOREND_LANE_H
 
 #include "backing.h"
+#include "lane_history.h"
 #include "ring.h"
 
 #include <stdbool.h>
@@ -67,6 +68,10 @@ struct iso_lane {
     struct iso_work *backlog_first, *backlog_last;
     uint32_t backlog_count;
     uint64_t submits, transfers, submit_bytes, transfer_bytes; /* statistics */
+    uint64_t staging_used; /* bytes at the start of staging memory that may have pages */
+    uint64_t retired;      /* completions awaited when it was lost */
+    uint32_t limits_told;  /* mask of enum iso_limit: Python has heard of these */
+    struct iso_history history;
 };
 
 enum iso_place {
@@ -86,6 +91,8 @@ void iso_lane_free(struct iso_lane *lane);
 /* Tries to place one piece of work; see enum iso_place. `mem` is where guest bytes come from. */
 enum iso_place iso_lane_place(struct iso_lane *lane, struct iso_work *work, const struct iso_guestmem *mem);
 void iso_lane_backlog(struct iso_lane *lane, struct iso_work *work);
+/* Gives a piece of staging memory back to the system if nothing is under way there. True if there is more to give. */
+bool iso_lane_trim(struct iso_lane *lane);
 /* Publishes what was placed and rings if the worker sleeps. */
 void iso_lane_publish(struct iso_lane *lane);
 /* Says that we wait for room, then looks again. Returns true if there is some now. */

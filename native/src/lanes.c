@@ -78,14 +78,17 @@ static void lose(struct iso_plane *plane, struct iso_lane *lane)
         struct iso_pending *pending = &lane->pending[(lane->pending_first + i) % ISO_LANE_MAX_PENDING];
         struct iso_work *work = pending->work;
         pending->work = NULL;
-        if (work && !pending->done)
+        if (work && !pending->done) {
+            lane->retired++;
             work_done(plane, lane, work, ISO_STATUS_LOST);
+        }
         pending->done = true;
     }
     lane->pending_count = 0;
     while (lane->backlog_first) {
         struct iso_work *work = lane->backlog_first;
         lane->backlog_first = work->next;
+        lane->retired += work->request || work->flags;
         work_done(plane, lane, work, ISO_STATUS_LOST);
     }
     lane->backlog_last = NULL;
@@ -319,4 +322,20 @@ void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, str
         .transfer_bytes = lane->transfer_bytes,
     };
     pthread_mutex_unlock(&plane->lock);
+}
+
+void iso_plane_lane_history(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_history *out)
+{
+    pthread_mutex_lock(&plane->lock);
+    iso_history_tell(&lane->history, atomic_load(&lane->ring->begun), atomic_load(&lane->ring->cmd_tail), out);
+    out->retired = lane->retired;
+    pthread_mutex_unlock(&plane->lock);
+}
+
+bool iso_plane_lane_trim(struct iso_plane *plane, struct iso_lane *lane)
+{
+    pthread_mutex_lock(&plane->lock);
+    bool more = iso_lane_trim(lane);
+    pthread_mutex_unlock(&plane->lock);
+    return more;
 }

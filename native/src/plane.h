@@ -32,6 +32,13 @@ enum iso_event_kind {
     ISO_EVENT_LANE_BROKEN,  /* lane: its worker broke the rules of the ring */
     ISO_EVENT_QUEUE_BROKEN, /* queue: the driver's available index is impossible */
     ISO_EVENT_FLIPPED,      /* scanout: it shows `part` of `resource` by now */
+    ISO_EVENT_LIMIT,        /* lane, token (a context id), status (enum iso_limit): told once for each lane */
+};
+
+/* What one command may not be larger than. */
+enum iso_limit {
+    ISO_LIMIT_SUBMIT = 1,   /* half of the command ring */
+    ISO_LIMIT_TRANSFER = 2, /* staging memory */
 };
 
 struct iso_rect {
@@ -125,6 +132,10 @@ struct iso_lane_progress {
     uint64_t waiting, oldest, begun, consumed, completed, backlog, submits, submit_bytes, transfers, transfer_bytes;
 };
 void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_progress *out);
+/* What it was sent lately; also of a lane that is lost. */
+void iso_plane_lane_history(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_history *out);
+/* iso_lane_trim(), for lanes that have been idle for a while. */
+bool iso_plane_lane_trim(struct iso_plane *plane, struct iso_lane *lane);
 
 int iso_plane_resource_set(struct iso_plane *plane, uint32_t resource_id, const struct iso_texture *texture);
 /* Holds a reference; NULL detaches. */

@@ -125,8 +125,13 @@ void iso_request_answer(struct iso_plane *plane, struct iso_request *request, ui
 
 /* ---- draining ---- */
 
+/* It copies the whole chain, and a guest can list the same memory a thousand times. */
 static void hand_to_python(struct iso_plane *plane, struct iso_request *request)
 {
+    if (request->chain.out_len > ISO_COMMAND_MAX_BYTES) {
+        iso_request_answer(plane, request, ISO_RESP_ERR_OUT_OF_MEMORY, NULL, 0);
+        return;
+    }
     request->next = NULL;
     if (plane->handed_last)
         plane->handed_last->next = request;
@@ -149,9 +154,7 @@ static void run_here(struct iso_plane *plane, struct iso_request *request)
 static bool admit(struct iso_plane *plane, struct iso_queue *queue, struct iso_request *request)
 {
     bool fast = request->queue == ISO_QUEUE_CONTROL && iso_command_is_fast(request->hdr.type);
-    if (!fast && request->chain.out_len > ISO_COMMAND_MAX_BYTES)
-        iso_request_answer(plane, request, ISO_RESP_ERR_OUT_OF_MEMORY, NULL, 0);
-    else if (!fast)
+    if (!fast)
         hand_to_python(plane, request);
     else if (queue->unplaced) {
         queue->stalled = request;

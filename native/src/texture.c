@@ -41,6 +41,23 @@ static uint32_t minify(uint32_t size, uint32_t level)
     return small ? small : 1;
 }
 
+uint64_t iso_texture_bytes(const struct iso_texture *texture)
+{
+    if (!iso_texture_valid(texture))
+        return 0;
+    if (texture->target == ISO_TARGET_BUFFER)
+        return texture->width;
+    const struct iso_block *block = iso_format_block(texture->format);
+    uint64_t bytes = 0;
+    for (uint32_t level = 0; level <= texture->last_level; level++) {
+        uint64_t columns = (minify(texture->width, level) + block->width - 1u) / block->width;
+        uint64_t lines = (minify(texture->height, level) + block->height - 1u) / block->height;
+        bytes += columns * lines * minify(texture->depth, level); /* 2^14 * 2^14 * 2^11 at most */
+    }
+    /* 2^40 blocks, 2^11 layers, 2^5 samples, 2^5 bytes: 2^61 */
+    return bytes * texture->array_size * (texture->nr_samples ? texture->nr_samples : 1) * block->bytes;
+}
+
 static bool inside(uint32_t at, uint32_t len, uint32_t size)
 {
     return len && at <= size && len <= size - at;

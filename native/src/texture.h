@@ -28,6 +28,11 @@ const struct iso_block *iso_format_block(uint32_t format);
 /* Whether the v1 arguments describe something that could exist: known target and format, sizes that agree with them. */
 bool iso_texture_valid(const struct iso_texture *texture);
 /*
+ * Bytes of all levels, layers and samples of a valid texture, without what a driver adds; 0 if it is not valid. It cannot
+ * overflow: sizes of valid textures are bounded.
+ */
+uint64_t iso_texture_bytes(const struct iso_texture *texture);
+/*
  * Fills `rows` with where the box lies in guest memory. stride and layer_stride 0 mean those of the whole level. False if
  * the box is empty or not inside the level, or the strides are too small.
  */

@@ -8,15 +8,14 @@
 #include "virgl_api.h"
 #include "virgl_egl.h"
 #include "virgl_gl_fence.h"
+#include "virgl_limits.h"
 #include "virgl_log.h"
 #include "virgl_vtest.h"
 
 enum { CAPSET_VIRGL = 1, CAPSET_VIRGL2 = 2 };
 
-/* virgl_protocol.h: a command's header is {number: 8 bits, object: 8, length in words behind it: 16}. */
-enum { COMMAND_GET_QUERY_RESULT = 21 };
-
 static struct iso_engine engine;
+static uint32_t max_shader_bytes;
 static bool queries_wait; /* for a fence of virglrenderer's: streams asked for their results */
 static _Atomic uint64_t fences_under_way; /* on virglrenderer's sync thread */
 
@@ -100,24 +99,28 @@ void iso_virgl_report(const char *what, int error)
         iso_engine_fault(&engine, "%s: %s", what, strerror(abs(error)));
 }
 
-bool iso_virgl_asks_for_query(const uint32_t *stream, uint32_t words)
+bool iso_virgl_queries_wait(void)
 {
-    for (uint32_t at = 0; at < words; at += 1 + (stream[at] >> 16))
-        if ((stream[at] & 0xff) == COMMAND_GET_QUERY_RESULT)
-            return true;
-    return false;
+    return queries_wait;
 }
 
+/* A stream that is refused costs its context nothing else: virglrenderer never sees it. */
 static uint32_t virgl_submit(struct iso_engine *self, uint32_t ctx_id, const void *payload, uint32_t len)
 {
+    struct iso_virgl_finding finding;
+    uint32_t status;
     int error;
 
-    (void)self;
     if (!iso_virgl_context_exists(ctx_id) || len % 4)
         return ISO_STATUS_INVALID_PARAMETER;
     if (!len)
         return ISO_STATUS_OK;
-    queries_wait = queries_wait || iso_virgl_asks_for_query(payload, len / 4);
+    status = iso_virgl_check(payload, len / 4, max_shader_bytes, &finding);
+    if (status != ISO_STATUS_OK) {
+        iso_engine_fault(self, "%s", finding.text);
+        return status;
+    }
+    queries_wait = queries_wait || finding.asks_for_query;
     /* The payload is 32-byte aligned in the ring, and virglrenderer does not write to it. */
     error = virgl_renderer_submit_cmd((void *)(uintptr_t)payload, (int)ctx_id, (int)(len / 4));
     iso_virgl_report("submit", error);
@@ -180,8 +183,8 @@ static const struct iso_engine_ops virgl_ops = {
 
 /* Start. */
 
-struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, uint32_t use, char *error_text,
-                                         size_t error_size)
+struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, uint32_t use,
+                                         uint32_t most_shader_bytes, char *error_text, size_t error_size)
 {
     static struct virgl_renderer_callbacks callbacks = {
         .version = 4,
@@ -210,6 +213,7 @@ struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bo
         errno = ENODEV;
         return NULL;
     }
+    max_shader_bytes = most_shader_bytes;
     engine.ops = &virgl_ops;
     return &engine;
 }

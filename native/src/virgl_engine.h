@@ -19,17 +19,17 @@ enum iso_virgl_use { ISO_VIRGL_FOR_RING, ISO_VIRGL_FOR_VTEST };
 /*
  * Initialise virglrenderer on an EGL display and config. NULL with errno, and error_text filled, when it refuses or was
  * initialised before. A GL context of virglrenderer's is current afterwards; whoever makes another one current must restore
- * it. What virglrenderer says is kept back until iso_virgl_started().
+ * it. What virglrenderer says is kept back until iso_virgl_started(). max_shader_bytes: see virgl_limits.h.
  */
-struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, uint32_t use, char *error_text,
-                                         size_t error_size);
+struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bool gles, uint32_t use,
+                                         uint32_t max_shader_bytes, char *error_text, size_t error_size);
 void iso_virgl_started(void);
 
 /* The bytes of a capability set, virgl or virgl2, its newest version and its size; NULL if there is no such set. */
 const void *iso_virgl_capset(uint32_t id, uint32_t *version, uint32_t *size);
 
-/* Whether a stream of `words` words asks for the result of a query, which may have to be written when the work is done. */
-bool iso_virgl_asks_for_query(const uint32_t *stream, uint32_t words);
+/* Whether streams asked for results of queries since the last fence of virglrenderer's: it writes them when one retires. */
+bool iso_virgl_queries_wait(void);
 /* Leave a fault for what virglrenderer logged as a context error, or for `error` (positive or negative errno, 0: none). */
 void iso_virgl_report(const char *what, int error);
 

@@ -11,8 +11,6 @@
 
 enum { CONTEXT_ID = 1 };
 
-static bool queries_wait; /* a result may have to be written into the client's memory when the work is done */
-
 static int positive(int error)
 {
     return abs(error);
@@ -130,7 +128,6 @@ static int vtest_transfer(struct iso_engine *self, const struct iso_vtest_transf
 
 static int vtest_submit(struct iso_engine *self, const void *stream, uint32_t words)
 {
-    queries_wait = queries_wait || iso_virgl_asks_for_query(stream, words);
     switch (self->ops->submit(self, CONTEXT_ID, stream, words * 4)) {
     case ISO_STATUS_OK:
         return 0;
@@ -167,7 +164,6 @@ static void settle_queries(struct iso_engine *self)
 {
     bool settled = false;
 
-    queries_wait = false;
     self->fence_done = mark_settled;
     self->cookie = &settled;
     if (self->ops->create_fence(self, CONTEXT_ID, 0, 1, 0) == ISO_STATUS_OK)
@@ -180,7 +176,7 @@ static bool vtest_fence_wait(struct iso_engine *self, void *fence, uint32_t time
 {
     if (!iso_gl_fence_wait(fence, timeout_ms * UINT64_C(1000000)))
         return false;
-    if (queries_wait)
+    if (iso_virgl_queries_wait())
         settle_queries(self);
     return true;
 }

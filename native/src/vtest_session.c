@@ -240,6 +240,7 @@ static bool prepare_to_wait(struct iso_vtest_session *session)
 {
     if (!iso_stream_flush(&session->stream))
         return iso_vtest_lost(session);
+    iso_stream_trim(&session->stream);
     if (session->unflushed) {
         if (!iso_stream_receive_nowait(&session->stream))
             return iso_vtest_lost(session);

@@ -105,6 +105,15 @@ uint8_t *iso_stream_scratch(struct iso_stream *stream, size_t bytes)
     return stream->payload;
 }
 
+void iso_stream_trim(struct iso_stream *stream)
+{
+    if (stream->payload_bytes <= ISO_STREAM_KEPT_BYTES)
+        return;
+    free(stream->payload);
+    stream->payload = NULL;
+    stream->payload_bytes = 0;
+}
+
 const uint8_t *iso_stream_payload(struct iso_stream *stream, size_t bytes)
 {
     size_t at, received;

@@ -2,7 +2,8 @@
  * A client's socket: bytes in, bytes and descriptors out.
  *
  * Input goes through one buffer, so that one recv() takes as many commands as there are, and a payload that fits is used
- * where it lies. Larger payloads are received into a buffer of their own, which grows as the largest needs and is kept.
+ * where it lies. Larger payloads are received into a buffer of their own, which grows as the largest needs and is kept, unless
+ * it is very large, until iso_stream_trim().
  * Output is gathered until iso_stream_flush().
  *
  * The socket blocks. Whoever wants a blocked stream back shuts the socket down.
@@ -16,6 +17,7 @@
 
 #define ISO_STREAM_INPUT_BYTES (512u << 10)
 #define ISO_STREAM_OUTPUT_BYTES (16u << 10)
+#define ISO_STREAM_KEPT_BYTES (64u << 20) /* of the buffer for large payloads, while the client sends nothing */
 
 struct iso_stream {
     int fd;
@@ -47,6 +49,8 @@ void iso_stream_take(struct iso_stream *stream, size_t bytes);
 const uint8_t *iso_stream_payload(struct iso_stream *stream, size_t bytes);
 /* Memory of at least that size for a payload on its way out; the same memory as iso_stream_payload()'s. NULL: none to be had. */
 uint8_t *iso_stream_scratch(struct iso_stream *stream, size_t bytes);
+/* Nothing is to be done now: gives back a payload buffer of more than ISO_STREAM_KEPT_BYTES. */
+void iso_stream_trim(struct iso_stream *stream);
 
 /* False when the other side is gone. */
 bool iso_stream_put(struct iso_stream *stream, const void *data, size_t bytes);
