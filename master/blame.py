@@ -4,21 +4,13 @@ import os
 import signal
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
+from context_worker.exit_code import ExitCode
 from master.events import Event
 
-
-@dataclass(frozen=True, slots=True)
-class Blame:
-    """A context was lost. `program` is the guest's debug_name for it; `cause` is words for a person."""
-
-    ctx_id: int
-    program: str
-    pid: int
-    cause: str
-
-    def __str__(self) -> str:
-        return f"ctx {self.ctx_id} {self.program} (worker {self.pid}): {self.cause}"
+MAX_RESOURCES_LISTED: Final = 64
+_ABORTED: Final = 128 + signal.SIGABRT  # a worker is pid 1 of its namespace, where abort() alone would not end it
 
 
 class CauseKind(StrEnum):
@@ -33,6 +25,10 @@ class CauseKind(StrEnum):
     STARTUP = "startup"  # it never came up
     LAUNCHER = "launcher"  # the launcher ended, and every worker with it
     OPERATOR = "operator"  # isorend kill
+
+
+NOT_THE_PROGRAMS: Final = frozenset({CauseKind.STARTUP, CauseKind.LAUNCHER, CauseKind.OPERATOR})
+"""Ends that no guest program brought about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +60,43 @@ class Incident(Event):
     fences: int = 0
 
     def __str__(self) -> str:
-        return f"ctx {self.ctx_id} {self.program} (worker {self.pid}): {self.cause.text}"
+        line = f"ctx {self.ctx_id} {self.program} (worker {self.pid}): {self.cause.text}"
+        latest = self.under_way or (self.last_commands[-1] if self.last_commands else "")
+        if latest:
+            line += f"; last command: {latest}"
+        if self.resources_lost_count:
+            line += f"; {self.resources_lost_count} resource{'s' if self.resources_lost_count > 1 else ''} lost"
+        return line
 
 
-def cause_of(wait_status: int) -> str:
-    """What ended a process, from the status that waitpid gives."""
+_EXIT_WORDS: Final = {
+    ExitCode.OK: "as if told to",
+    ExitCode.BUG: "an error that nobody expected; the log above has it",
+    ExitCode.NO_ENGINE: "its driver does not start here",
+    ExitCode.PROTOCOL: "what came through its ring made no sense to it",
+    ExitCode.CLIENT: "its client broke the protocol",
+}
+
+
+def cause_of(wait_status: int) -> Cause:
+    """What ended a process, from the status that waitpid gives; any number is one."""
     if os.WIFSIGNALED(wait_status):
-        number = os.WTERMSIG(wait_status)
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        return f"killed by {name}"
-    return f"exited with code {os.waitstatus_to_exitcode(wait_status)}"
+        name = _signal_name(os.WTERMSIG(wait_status))
+        if name == "SIGSYS":
+            text = "made a system call that the sandbox forbids (SIGSYS)"
+            return Cause(kind=CauseKind.SYSCALL, text=text, signal=name)
+        return Cause(kind=CauseKind.SIGNAL, text=f"killed by {name}", signal=name)
+    if not os.WIFEXITED(wait_status):
+        return Cause(kind=CauseKind.EXIT, text=f"ended with the wait status {wait_status:#x}")
+    code = os.WEXITSTATUS(wait_status)
+    if code == _ABORTED:
+        return Cause(kind=CauseKind.SIGNAL, text="aborted (SIGABRT)", signal="SIGABRT")
+    words = next((f" ({text})" for known, text in _EXIT_WORDS.items() if known == code), "")
+    return Cause(kind=CauseKind.EXIT, text=f"exited with code {code}{words}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -4,21 +4,32 @@ With share_worker they are all one process, the resource model that most rendere
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ipc.messages import AttachResource, CreateContext, DestroyContext, DetachResource, Fault, Message
-from master.blame import Blame
+from master.allowance import Allowance
+from master.blame import NOT_THE_PROGRAMS, Cause, CauseKind
 from master.errors import GuestError
+from master.events import ContextCreated, ContextEnded, EventSource
+from master.incidents import IncidentLog
 from master.lane_worker import LaneWorker
+from master.limits import Limits
+from master.line_limit import LineLimit
+from master.strikes import Strikes
 from master.supervisor import Supervisor
 from master.virtio_gpu import ResponseType
-from native.dataplane import COMPLETE, Lane, Plane, Status, Texture
+from native.dataplane import COMPLETE, CommandLimit, Lane, Plane, Status, Texture, TooLarge
 from resource_table import Resource, ResourceTable
 
 log = logging.getLogger(__name__)
 
-MAX_CONTEXTS = 256
+REFUSAL_INTERVAL = 1.0  # seconds between two log lines about contexts of programs in quarantine
+_TOO_LARGE = {
+    CommandLimit.SUBMIT: ("command size", "a command stream larger than half of the command ring"),
+    CommandLimit.TRANSFER: ("staging memory", "a transfer larger than staging memory"),
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -27,10 +38,17 @@ class Context:
 
     ctx_id: int
     name: str
+    """debug_name, printable."""
     worker: LaneWorker
+    since: float = field(default_factory=time.monotonic)
     lost: bool = False
     destroyed: bool = False
-    resources: set[int] = field(default_factory=set)
+    resources: dict[int, int] = field(default_factory=dict)
+    """Those attached, with the bytes that they take by their sizes."""
+    resource_bytes: int = 0
+    resources_lost: list[int] = field(default_factory=list)
+    """Those whose contents went with the worker."""
+    limits_told: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
         return f"ctx {self.ctx_id} {self.name}"
@@ -44,13 +62,20 @@ class Contexts:
         plane: Plane,
         supervisor: Supervisor[LaneWorker],
         table: ResourceTable,
-        on_blame: Callable[[Blame], None],
+        events: EventSource,
+        incidents: IncidentLog,
+        strikes: Strikes,
+        limits: Limits | None = None,
         share_worker: bool = False,
     ) -> None:
         self._plane = plane
         self._supervisor = supervisor
         self._table = table
-        self._on_blame = on_blame
+        self._events = events
+        self._incidents = incidents
+        self._strikes = strikes
+        self._allowance = Allowance(limits or Limits(), events)
+        self._refusals = LineLimit(REFUSAL_INTERVAL, time.monotonic)
         self._share_worker = share_worker
         self._contexts: dict[int, Context] = {}
         self._served: dict[int, list[Context]] = {}
@@ -82,22 +107,35 @@ class Contexts:
     # ---- what the guest does
 
     def create(self, ctx_id: int, name: str, capset_id: int) -> Context:
-        """Takes a worker for a new context. Raises GuestError."""
+        """Takes a worker for a new context. `name` is printable. Raises GuestError.
+
+        A program in quarantine is answered ERR_UNSPEC. Linux sends CTX_CREATE without a fence and goes on whatever the
+        answer is; then each command of the context is answered ERR_INVALID_CONTEXT_ID at once, so nobody waits.
+        """
         if ctx_id == 0 or ctx_id in self._contexts:
             raise GuestError(ResponseType.ERR_INVALID_CONTEXT_ID, f"context id {ctx_id}")
-        if max(len(self.in_use()), len(self._contexts)) >= MAX_CONTEXTS:  # lost ones have no worker
-            raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"{MAX_CONTEXTS} contexts")
+        if self._strikes.refuses(name):
+            if (before := self._refusals.admit()) is not None:
+                log.warning("refused ctx %d %s: in quarantine%s", ctx_id, name, before)
+            raise GuestError(ResponseType.ERR_UNSPEC, f"{name} is in quarantine")
+        existing = max(len(self.in_use()), len(self._contexts))  # lost ones have no worker
+        self._allowance.check_context(ctx_id, name, existing)
         try:
             worker = self._worker()
         except OSError as error:
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"no worker: {error}") from error
+        self._allowance.context_made()
         context = Context(ctx_id, name, worker)
+        worker.serves = "all contexts" if self._share_worker else str(context)
         self._plane.bind_lane(worker.lane, ctx_id)
         self._contexts[ctx_id] = context
-        before = self._served.get(worker.worker_id, [])
-        self._served[worker.worker_id] = [*(other for other in before if not other.destroyed), context]
+        others = self._served.get(worker.worker_id, [])
+        self._served[worker.worker_id] = [*(other for other in others if not other.destroyed), context]
         self.send(context, CreateContext(ctx_id, capset_id, name), lambda status: self._created(context, status))
         log.info("%s: created (worker %s)", context, worker.pid or "starting")
+        self._events.publish(
+            ContextCreated(**self._events.stamp(), ctx_id=ctx_id, program=name, pid=worker.pid)
+        )
         return context
 
     def _worker(self) -> LaneWorker:
@@ -119,13 +157,19 @@ class Contexts:
         if not context.lost:
             self.send(context, DestroyContext())
         log.info("%s: destroyed", context)
+        if self._share_worker:
+            self._ended(context)
 
     def attach(self, context: Context, resource: Resource, v1: Texture) -> AttachResource | None:
         """Notes that the context has the resource. Returns what its worker must be told, or None if it had it
-        already."""
-        if not resource.attach_to(context.ctx_id):
+        already. Raises GuestError (OUT_OF_MEMORY)."""
+        if resource.resource_id in context.resources:
             return None
-        context.resources.add(resource.resource_id)
+        nbytes = v1.nbytes
+        self._check_room(context, nbytes)
+        resource.attach_to(context.ctx_id)
+        context.resources[resource.resource_id] = nbytes
+        context.resource_bytes += nbytes
         self._plane.attach_resource(resource.resource_id, context.ctx_id)
         return AttachResource(
             resource.resource_id,
@@ -140,6 +184,30 @@ class Contexts:
             v1.nr_samples,
             v1.flags,
         )
+
+    def _check_room(self, context: Context, nbytes: int) -> None:
+        limits = self._allowance.limits
+        if len(context.resources) >= limits.context_resources:
+            words = f"{limits.context_resources} resources"
+            self._over(context, "resources", words)
+        elif context.resource_bytes + nbytes > limits.context_memory:
+            words = f"{nbytes} bytes on top of {context.resource_bytes} in resources, of {limits.context_memory}"
+            self._over(context, "memory", words)
+        else:
+            return
+        raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"{context}: {words}")
+
+    def _over(self, context: Context, limit: str, words: str) -> None:
+        """Told once for each context and limit."""
+        if limit not in context.limits_told:
+            context.limits_told.add(limit)
+            self._allowance.tell(context.ctx_id, context.name, limit, words)
+
+    def too_large(self, event: TooLarge) -> None:
+        """The plane refused a command because of its size."""
+        context = self._contexts.get(event.ctx_id)
+        if context is not None:
+            self._over(context, *_TOO_LARGE[event.limit])
 
     def detach(self, context: Context, resource: Resource) -> DetachResource | None:
         """The opposite of attach(); None if the context never had it."""
@@ -157,7 +225,7 @@ class Contexts:
                 self.send(context, message)
 
     def _drop(self, context: Context, resource: Resource) -> None:
-        context.resources.discard(resource.resource_id)
+        context.resource_bytes -= context.resources.pop(resource.resource_id, 0)
         resource.detach_from(context.ctx_id)
         self._plane.detach_resource(resource.resource_id, context.ctx_id)
 
@@ -165,11 +233,13 @@ class Contexts:
         """Device reset: every context is killed. Nobody is to blame."""
         for context in self:  # the lost ones too, whose workers are buried
             self._plane.forget_context(context.ctx_id)
+            if self._share_worker and not context.lost:
+                self._ended(context)
         self._contexts.clear()
         for context in self.in_use():
             context.destroyed = True
             self._plane.lose_lane(context.worker.lane)
-            context.worker.kill("device reset")
+            context.worker.dismiss()
 
     # ---- messages in the ring
 
@@ -206,16 +276,17 @@ class Contexts:
 
     def _created(self, context: Context, status: Status) -> None:
         if status not in (Status.OK, Status.LOST):
-            context.worker.kill(f"could not create the context ({status.name})")
+            text = f"could not create the context ({status.name})"
+            context.worker.kill(Cause(kind=CauseKind.STARTUP, text=text))
 
     # ---- what happens to workers
 
     def worker_faulted(self, worker: LaneWorker, fault: Fault) -> None:
         """Its engine complains of what the guest sent: a line for whoever debugs the guest program."""
-        contexts = self._served.get(worker.worker_id)
-        if contexts:
-            more = f" (and {fault.count - 1} more)" if fault.count > 1 else ""
-            log.warning("%s: %s%s", ", ".join(map(str, contexts)), fault.text, more)
+        if worker.worker_id not in self._served or (before := worker.complaints.admit()) is None:
+            return
+        more = f" (and {fault.count - 1} more)" if fault.count > 1 else ""
+        log.warning("%s: %s%s%s", worker.serves, fault.text, more, before)
 
     def worker_gone(self, worker: LaneWorker) -> None:
         """Its lane is lost already: fences have retired. Resources that only it held are lost."""
@@ -228,15 +299,38 @@ class Contexts:
         for resource_id in list(context.resources):
             resource = self._table.get(resource_id)
             resource.context_died(context.ctx_id)
+            if resource.lost:
+                context.resources_lost.append(resource_id)
             self._plane.detach_resource(resource_id, context.ctx_id)
         context.resources.clear()
+        context.resource_bytes = 0
 
     def worker_reaped(self, worker: LaneWorker) -> None:
-        """Now it is known how it ended."""
+        """Now it is known how it ended. A context that the guest had destroyed is lost all the same if its worker did
+        not end by itself."""
         for context in self._served.pop(worker.worker_id, ()):
-            expected = context.destroyed and (worker.doom is not None or worker.wait_status == 0)
-            if not expected:
-                self._on_blame(Blame(context.ctx_id, context.name, worker.pid, worker.cause()))
+            if context.destroyed and self._share_worker:
+                continue  # it ended before, and the worker went on for others
+            if context.destroyed and worker.ended_as_it_should():
+                self._ended(context)
+            else:
+                self._blame(context)
+
+    def _ended(self, context: Context) -> None:
+        event = ContextEnded(
+            **self._events.stamp(), ctx_id=context.ctx_id, program=context.name, pid=context.worker.pid
+        )
+        self._events.publish(event)
+
+    def _blame(self, context: Context) -> None:
+        worker, cause = context.worker, context.worker.cause()
+        incident = self._incidents.report(
+            context.ctx_id, context.name, worker.pid, cause, worker.history(), context.resources_lost
+        )
+        log.error("context lost: %s", incident)
+        # Nobody knows which of several contexts brought a shared worker down.
+        if worker.serving and cause.kind not in NOT_THE_PROGRAMS and not self._share_worker:
+            self._strikes.strike(context.name)
 
     def lane(self, number: int) -> Lane | None:
         """The lane of a worker in use, by its number."""
@@ -247,7 +341,7 @@ class Contexts:
         """A worker broke the rules of its ring: it cannot be believed any more."""
         for worker in self._supervisor.workers():
             if worker.worker_id == number:
-                worker.kill("broke the rules of its ring")
+                worker.kill(Cause(kind=CauseKind.PROTOCOL, text="broke the rules of its ring"))
 
     def give_up_on_stuck(self, why: str) -> None:
         """Kills the workers that somebody still waits for."""
@@ -256,8 +350,20 @@ class Contexts:
                 continue
             progress = self._plane.progress(context.worker.lane)
             if progress.waiting or progress.backlog:
-                context.worker.kill(why)
-                self._plane.lose_lane(context.worker.lane)
+                context.worker.give_up(Cause(kind=CauseKind.HANG, text=why))
+
+    def kill(self, ctx_id: int) -> bool:
+        """Ends a context's worker at the operator's word. False if it has none that lives."""
+        for context in self.in_use():
+            if context.ctx_id == ctx_id and not context.worker.dead and context.worker.doom is None:
+                context.worker.kill(Cause(kind=CauseKind.OPERATOR, text="killed by the operator"))
+                return True
+        return False
+
+    def all(self) -> list[Context]:
+        """Every context that the guest has, lost ones too, and those it destroyed whose workers are not buried yet."""
+        ending = [context for context in self.in_use() if context.destroyed]
+        return [*self._contexts.values(), *ending]
 
     def in_use(self) -> list[Context]:
         """Every context whose worker has not been buried, destroyed ones too."""

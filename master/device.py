@@ -21,7 +21,7 @@ from master.scanout import Readbacks, Scanouts
 from master.vhost_user import BackendChannel
 from master.vhost_user_messages import MemoryRegion, ProtocolFeature, VringAddress
 from master.virtio_gpu import NUM_QUEUES, Feature, RingFeature
-from native.dataplane import Command, Event, Flipped, GuestMemory, LaneBroken, Plane, QueueBroken, WorkDone
+from native.dataplane import Command, Event, Flipped, GuestMemory, LaneBroken, Plane, QueueBroken, TooLarge, WorkDone
 from native.owned_fd import OwnedFd
 from resource_table import ResourceTable
 
@@ -103,6 +103,8 @@ class GpuDevice:
             self._dispatcher.flipped(event)
         elif isinstance(event, LaneBroken):
             self._contexts.lane_broken(event.lane)
+        elif isinstance(event, TooLarge):
+            self._contexts.too_large(event)
         elif isinstance(event, QueueBroken):
             log.error("queue %d: the driver's available index is impossible; it stands still until reset", event.queue)
 

@@ -27,7 +27,7 @@ from typing import Final, Protocol
 from master import display_messages as messages
 from master import wire
 from master.display_messages import Cursor, DisplayFeature, DisplayRequest, DmabufScanout
-from master.edid import make_edid
+from master.edid import MIN_PIXELS, make_edid
 from master.errors import ProtocolError
 from master.framed_socket import Frame, FramedSocket
 from master.virtio_gpu import MAX_SCANOUTS
@@ -278,9 +278,9 @@ class DisplayLink:
 
     def _make_edid(self, scanout_id: int, callback: EdidCallback) -> None:
         """An EDID for a front end that gives none, of the size that it prefers."""
-        if scanout_id < len(self._modes) and self._modes[scanout_id].enabled:
-            rect = self._modes[scanout_id].rect
-            callback(make_edid(rect.width, rect.height))
+        mode = self._modes[scanout_id] if scanout_id < len(self._modes) else None
+        if mode is not None and mode.enabled and min(mode.rect.width, mode.rect.height) >= MIN_PIXELS:
+            callback(make_edid(mode.rect.width, mode.rect.height))
         else:
             self._fallback.get_edid(scanout_id, callback)
 

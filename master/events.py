@@ -1,8 +1,9 @@
 """What happens in a service that somebody may want to hear of: plain data that can become JSON."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,3 +73,24 @@ class LimitReached(Event):
 
 Publish = Callable[[Event], None]
 """Who is told. Never blocks, never raises."""
+
+
+class Stamp(TypedDict):
+    """What every event has."""
+
+    service: str
+    time: float
+
+
+class EventSource:
+    """Where one service's events come from. `publish` is told of each: nobody, until somebody is set there."""
+
+    def __init__(self, service: str, now: Callable[[], float] = time.time) -> None:
+        """service: its name. now: Unix time."""
+        self.service = service
+        self.publish: Publish = lambda _event: None
+        self._now = now
+
+    def stamp(self) -> Stamp:
+        """For an event that happens now."""
+        return Stamp(service=self.service, time=self._now())

@@ -2,16 +2,20 @@
 
 Progress is the worker's: it took a record from its ring, began another, or finished something that somebody waits for.
 A long draw that is still one record counts as standing still, so the limit has to be longer than any honest draw.
+
+What such a context holds of the control queue comes back when the limit is over, whatever its process does then: the
+lane is given up with the kill, since a process that is stuck in the kernel ends when it likes.
 """
 
 import asyncio
 from dataclasses import dataclass
 
+from master.blame import Cause, CauseKind
 from master.contexts import Context, Contexts
+from master.worker import START_LIMIT
 from native.dataplane import LaneProgress, Plane
 
 LOOKS_PER_TIMEOUT = 10
-START_LIMIT = 60.0  # seconds that a worker may need to load its driver
 DEBT_LIMIT = 10  # timeouts after which the oldest answer is overdue, whatever the worker says of its progress
 
 
@@ -69,11 +73,15 @@ class HangWatch:
                 sighting.owed_since = last.owed_since
         patience = self._timeout if worker.serving else max(self._timeout, START_LIMIT)
         if now - sighting.since >= patience:
-            worker.kill(f"made no progress for {patience:g} s")
+            worker.give_up(_hang(f"made no progress for {patience:g} s"))
         elif now - sighting.owed_since >= DEBT_LIMIT * patience:
-            worker.kill(f"owed an answer for {DEBT_LIMIT * patience:g} s")
+            worker.give_up(_hang(f"owed an answer for {DEBT_LIMIT * patience:g} s"))
         else:
             self._sightings[worker.worker_id] = sighting
+
+
+def _hang(text: str) -> Cause:
+    return Cause(kind=CauseKind.HANG, text=text)
 
 
 def _steps(progress: LaneProgress) -> tuple[int, ...]:

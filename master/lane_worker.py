@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from ipc.channel import Channel
 from ipc.messages import EngineName, SpawnWorker
 from ipc.ring import STAGING_BYTES, WorkerMemory
+from master.blame import Cause
+from master.history import History
 from master.supervisor import Ask
 from master.worker import Worker
-from native.dataplane import Lane, Plane
+from native.dataplane import Lane, LaneProgress, Plane
 
 
 @dataclass(eq=False, kw_only=True)
@@ -20,6 +22,19 @@ class LaneWorker(Worker):
     def lost(self) -> None:
         """Its fences retire."""
         self.plane.lose_lane(self.lane)
+
+    def progress(self) -> LaneProgress | None:
+        """How far it is; None once it is buried."""
+        return self.plane.progress(self.lane) if self.lane.open else None
+
+    def history(self) -> History:
+        return History.of(self.plane.history(self.lane))
+
+    def give_up(self, why: Cause) -> None:
+        """Kills it and waits no longer: a process that is stuck in the kernel ends when it likes."""
+        if not self.dead:
+            self.kill(why)
+            self.plane.lose_lane(self.lane)
 
     def close(self) -> None:
         self.plane.free_lane(self.lane)

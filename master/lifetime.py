@@ -6,6 +6,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from master import hardening
 from master.supervisor import NoWorkers, ensure_fd_limit
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class Lifetime:
 
 
 def run_service(run: Callable[[asyncio.AbstractEventLoop], Awaitable[int]]) -> int:
-    """Runs a service in a loop of its own. Returns the exit code."""
+    """Runs a service in a loop of its own, as all that this process does. Returns the exit code."""
+    hardening.begin()
     ensure_fd_limit()
 
     async def serve() -> int:
