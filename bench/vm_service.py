@@ -20,7 +20,7 @@ _PACKAGES = ("context_worker", "ipc", "master", "native", "resource_table")
 _SERVICE_MOUNT, _MODULES_MOUNT = "/run/isorend", "/run/isorend-modules"
 _START = "import sys; from master.cli import vhost_user_gpu_main; sys.exit(vhost_user_gpu_main())"
 _START_TIMEOUT_S = 120.0
-_BUILDERS = ("native/build_dataplane.py", "native/build_engines.py")
+_BUILDERS = ("native/build_dataplane.py", "native/build_engines.py", "native/build_sandbox.py")
 
 
 def start_service(tree: DebianTree, stack: ExitStack) -> BackEndProcess:
@@ -37,7 +37,8 @@ def start_service(tree: DebianTree, stack: ExitStack) -> BackEndProcess:
         shutil.copy(module, sources / "native")
     # The socket is in the host's directory for temporary files, which the service sees at the same path.
     temporary = Path(tempfile.gettempdir()).absolute()
-    command = tree.command(["python3", "-c", _START], {_SERVICE_MOUNT: sources, str(temporary): temporary})
+    program = ["python3", "-c", _START, "--no-control"]  # the root has no ZeroMQ
+    command = tree.command(program, {_SERVICE_MOUNT: sources, str(temporary): temporary})
     service = stack.enter_context(BackEndProcess(command, env={**ENVIRONMENT, "PYTHONPATH": _SERVICE_MOUNT}))
 
     def listening() -> bool:

@@ -29,6 +29,13 @@ from master.arguments import (
     size,
     socket_path,
 )
+from master.commands.doctor import DoctorCommand
+from master.commands.events import EventsCommand
+from master.commands.incidents import IncidentsCommand
+from master.commands.kill import KillCommand
+from master.commands.release import ReleaseCommand
+from master.commands.status import StatusCommand
+from master.control.errors import ControlError
 from master.limits import Limits
 from master.listener import ListenError
 from master.logging_setup import printable_line, set_up_logging
@@ -56,6 +63,7 @@ _MAIN_EPILOG: Final = """\
 examples:
   isorend serve --socket-path=/run/user/1000/gpu.sock
   isorend vtest --socket-path=/run/user/1000/vtest.sock
+  isorend status --watch
   isorend descriptor | sudo tee /usr/share/qemu/vhost-user/50-isorend-gpu.json
 
 `isorend COMMAND --help` says more about a command.
@@ -281,7 +289,17 @@ def vhost_user_gpu_main(argv: Sequence[str] | None = None) -> int:
 
 def find_commands() -> list[Command]:
     """Our commands and those of the entry-point group, by name."""
-    ours: tuple[Command, ...] = (ServeCommand(), VtestCommand(), DescriptorCommand())
+    ours: tuple[Command, ...] = (
+        ServeCommand(),
+        VtestCommand(),
+        StatusCommand(),
+        EventsCommand(),
+        IncidentsCommand(),
+        ReleaseCommand(),
+        KillCommand(),
+        DoctorCommand(),
+        DescriptorCommand(),
+    )
     commands = {command.name: command for command in ours}
     for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name):
         try:
@@ -295,7 +313,7 @@ def _run(parser: Parser, arguments: list[str], run: Callable[[argparse.Namespace
     args = parser.parse_args(arguments)
     try:
         return (run or args.run)(args)
-    except ListenError as reason:
+    except (ListenError, ControlError) as reason:
         _complain(parser.prog, str(reason))
         return EXIT_FAILURE
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from master.hostile_socket import refuse_descriptors
+
 MAX_PATH_BYTES: Final = 107  # sun_path with its NUL, unix(7)
 OWNER_ONLY: Final = 0o600
 _BACKLOG: Final = 128
@@ -78,6 +80,10 @@ class Listener:
     def fileno(self) -> int:
         return self.socket.fileno()
 
+    def refuse_descriptors(self) -> None:
+        """From whoever connects from now on, as far as the kernel can. Raises OSError."""
+        refuse_descriptors(self.socket)
+
     def accept(self) -> socket.socket:
         """The next connection, which blocks. BlockingIOError if there is none."""
         connection, _address = self.socket.accept()
@@ -137,13 +143,15 @@ def _remove_stale(path: Path) -> None:
         raise ListenError(f"cannot look at {path}: {reason.strerror}") from reason
     if not stat.S_ISSOCK(status.st_mode):
         raise ListenError(f"{path} exists and is not a socket")
-    if _somebody_listens(path):
+    if somebody_listens(path):
         raise ListenError(f"{path} is in use by another process")
     path.unlink(missing_ok=True)
 
 
-def _somebody_listens(path: Path) -> bool:
-    """Ask with a datagram socket: "wrong type" means that a stream socket listens, whose owner hears nothing of it."""
+def somebody_listens(path: Path) -> bool:
+    """Whether a Unix stream socket is served. Raises ListenError if that cannot be known.
+
+    Ask with a datagram socket: "wrong type" means that a stream socket listens, whose owner hears nothing of it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         result = probe.connect_ex(os.fspath(path))
     if result in (errno.ECONNREFUSED, errno.ENOENT):

@@ -60,6 +60,7 @@ class ServeOptions:
             share_worker=self.share_worker,
             sandbox=self.sandbox,
             memory_limit=self.limits.context_memory,
+            max_shader_bytes=self.limits.shader_bytes,
             log_level=self.log_level,
         )
 
@@ -99,6 +100,7 @@ class VtestOptions:
             shader_cache=self.shader_cache,
             sandbox=self.sandbox,
             memory_limit=self.limits.context_memory,
+            max_shader_bytes=self.limits.shader_bytes,
             log_level=self.log_level,
         )
 

@@ -6,19 +6,30 @@ one finds warm spares.
 
 import asyncio
 import logging
+import os
 import socket
 
 from ipc.messages import EngineName
-from master.blame import Blame
+from master import hardening
+from master.blame import Incident
 from master.capsets import Capset, for_guest
+from master.context_status import context_status
 from master.contexts import Contexts
+from master.control.plane import ControlPlane
 from master.device import GpuDevice
+from master.events import EventSource, FrontEndChanged
 from master.hang_watch import HangWatch
+from master.incidents import IncidentLog
 from master.lane_worker import LaneWorkers
 from master.lifetime import Lifetime, run_service
 from master.listener import Listener, connection_from_fd
+from master.logging_setup import printable_line
+from master.memory_watch import MemoryWatch
 from master.options import ServeOptions
+from master.status import ServiceStatus
+from master.strikes import Strikes
 from master.supervisor import Supervisor
+from master.version import service_version
 from master.vhost_user import VhostUserBackend
 from native.dataplane import LaneBroken, Plane
 from resource_table import ResourceTable
@@ -27,9 +38,14 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """Everything that lives as long as the process."""
+    """Everything that lives as long as the process. It is Controlled (master.control_target)."""
 
     def __init__(self, options: ServeOptions, loop: asyncio.AbstractEventLoop) -> None:
+        self.events = EventSource(options.name or f"vm-{os.getpid()}")
+        self._incidents = IncidentLog(self.events)
+        self._strikes = Strikes(self.events, options.strikes, options.guest_strikes)
+        self._started = loop.time()
+        self._renderer = ""
         self._options = options
         self._loop = loop
         self._lifetime = Lifetime(loop)
@@ -42,10 +58,21 @@ class Service:
             options.launch_settings(),
             self._lifetime.fatal,
         )
-        self._contexts = Contexts(self._plane, self._supervisor, self._table, self._blame, options.share_worker)
+        self._contexts = Contexts(
+            self._plane,
+            self._supervisor,
+            self._table,
+            self.events,
+            self._incidents,
+            self._strikes,
+            options.limits,
+            options.share_worker,
+        )
+        self._memory_watch = MemoryWatch(loop, self._supervisor.workers)
         self._hang_watch = HangWatch(loop, self._plane, self._contexts, options.hang_timeout_s)
         self._capsets: list[Capset] = []
         self._listener: Listener | None = None
+        self._control: ControlPlane | None = None
         self._device: GpuDevice | None = None
         self._front_end: VhostUserBackend | None = None
 
@@ -57,18 +84,29 @@ class Service:
             # ready.
             if self._options.socket_path is not None:
                 self._listener = Listener.at(self._options.socket_path)
+            self._start_control()
+            self._supervisor.launch()
+            hardening.drop_capabilities()  # of this thread, so before there are others
             self._plane.start()
             await self._start_workers()
             self._hang_watch.start()
+            self._memory_watch.start()
             self._accept_front_ends()
             return await self._lifetime.ended
         finally:
             self._close()
 
+    def _start_control(self) -> None:
+        named = self._options.name is not None
+        wanted = self._options.control
+        self._control = ControlPlane(self._loop, self.events.service, self, wanted=wanted, name_matters=named)
+        self.events.publish = self._control.publish
+
     async def _start_workers(self) -> None:
         first = await self._supervisor.start()
         self._capsets = [for_guest(capset) for capset in first.capsets]
-        log.info("rendering by %s", first.renderer())
+        self._renderer = first.renderer()
+        log.info("rendering by %s", self._renderer)
         names = ", ".join(f"{capset.capset_id}.{capset.version}" for capset in self._capsets)
         log.info("capability sets: %s", names or "none")
 
@@ -104,6 +142,7 @@ class Service:
         self._front_end = VhostUserBackend(self._loop, connection, device, self._front_end_closed)
         device.reply_vring_base = self._front_end.reply_vring_base
         log.info("a front end is connected")
+        self.events.publish(FrontEndChanged(**self.events.stamp(), connected=True))
 
     def _front_end_closed(self, reason: Exception | None) -> None:
         if reason is None:
@@ -111,6 +150,8 @@ class Service:
         else:
             log.error("the front end is gone: %s", reason)
         self._drop_front_end()
+        said = printable_line(str(reason)) if reason is not None else ""
+        self.events.publish(FrontEndChanged(**self.events.stamp(), connected=False, reason=said))
         if self._listener is None or not self._options.keep_listening:
             self._lifetime.end(0)
 
@@ -130,14 +171,44 @@ class Service:
                 if isinstance(event, LaneBroken):
                     self._contexts.lane_broken(event.lane)
 
-    def _blame(self, blame: Blame) -> None:
-        log.error("context lost: %s", blame)
+    # ---- Controlled
+
+    def status(self) -> ServiceStatus:
+        return ServiceStatus(
+            service=self.events.service,
+            kind="serve",
+            pid=os.getpid(),
+            version=service_version(),
+            renderer=self._renderer,
+            sandbox=self._options.sandbox,
+            seconds=self._loop.time() - self._started,
+            connected=int(self._front_end is not None),
+            spares=self._supervisor.spares(),
+            resources=len(self._table),
+            incidents=len(self._incidents),
+            contexts=[context_status(context) for context in self._contexts.all()],
+            quarantined=self._strikes.quarantined(),
+        )
+
+    def incidents(self) -> list[Incident]:
+        return self._incidents.latest()
+
+    def release(self, program: str | None) -> list[str]:
+        return self._strikes.release(program)
+
+    def kill(self, ctx_id: int) -> bool:
+        return self._contexts.kill(ctx_id)
+
+    # ---- the end
 
     def _close(self) -> None:
         if self._listener is not None:
             self._loop.remove_reader(self._listener)
             self._listener.close()
+        if self._control is not None:
+            self._control.close()
         self._hang_watch.stop()
+        self._memory_watch.stop()
         if self._front_end is not None:
             self._front_end.close()
         self._drop_front_end()
