@@ -12,8 +12,7 @@ from tests.fake_vmm import FakeVmm
 from tests.fake_vmm.gpu import Gpu
 from tests.fake_vmm.scene_player import ScenePlayer
 from tests.fake_vmm.virgl.triangle import Color, TriangleScene
-from tests.service_lab import LIMIT, ServiceLab, gone, until
-from tests.service_process import ServiceProcess
+from tests.service_lab import LIMIT, RunningService, ServiceLab, gone, until
 from tests.vm.waiting import wait_until
 from tests.vm.workers import WorkerProcess, context_workers
 
@@ -26,7 +25,7 @@ OPTIONS = [f"--spares={SPARES}"]
 class DeviceLab(ServiceLab):
     """A service for VMs, seen from outside. It must have been started with OPTIONS among its arguments."""
 
-    def __init__(self, service: ServiceProcess) -> None:
+    def __init__(self, service: RunningService) -> None:
         super().__init__(service, SPARES)
 
     @contextmanager

@@ -17,13 +17,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from context_worker.lockdown import WORKER_ENVIRONMENT
+import psutil
+
+from context_worker.environment import WORKER_ENVIRONMENT
 from ipc import messages, ring
 from ipc.channel import Channel, channel_pair
 from ipc.errors import ChannelClosed
-from ipc.messages import Capset, CapsetsDone, CreateContext, EngineName, Exited, Message, Ready, Spawned, SpawnWorker
+from ipc.messages import (
+    Capset,
+    CapsetsDone,
+    CreateContext,
+    EngineName,
+    Exited,
+    Message,
+    Ready,
+    Sealed,
+    Spawned,
+    SpawnWorker,
+)
 from ipc.ring import RecordFlag, RecordType, WorkerMemory
 from native.owned_fd import OwnedFd
+from native.pidfd import pid_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60.0
@@ -266,9 +280,10 @@ class Worker:
 
 
 class Launcher:
-    """A launcher process and the workers it started for us."""
+    """A launcher process and the workers it started for us. stderr: its own, and its workers'; None for ours."""
 
     def __init__(self, *arguments: str, stderr: int | None = None) -> None:
+        self.output = OwnedFd.duplicate(2 if stderr is None else stderr)
         ours, theirs = channel_pair()
         with theirs:
             self.process = subprocess.Popen(
@@ -278,9 +293,19 @@ class Launcher:
                 pass_fds=[theirs.fileno()],
                 stderr=stderr,
             )
+        self._unboxed = "--sandbox=off" in arguments
         self.channel = Channel(ours, messages.FROM_LAUNCHER)
         self.workers: list[Worker] = []
         self._exited: dict[int, Exited] = {}
+        self.sealed: dict[int, bool] = {}
+        """What it says of workers."""
+
+    def pid(self) -> int:
+        """That of the process which forks workers: with a sandbox the child of the one that we started, once it is."""
+        if self._unboxed:
+            return self.process.pid
+        wait_until(lambda: bool(psutil.Process(self.process.pid).children()), "the launcher in its namespaces")
+        return int(psutil.Process(self.process.pid).children()[0].pid)
 
     def _recv(self) -> tuple[Message, list[OwnedFd]]:
         wait_readable(self.channel.fileno(), "a message of the launcher")
@@ -292,16 +317,15 @@ class Launcher:
         ours, theirs = channel_pair()
         worker_id = len(self.workers) + 1
         with theirs:
-            self.channel.send(SpawnWorker(worker_id, engine), [theirs.fileno(), *memory.fds()])
+            self.channel.send(SpawnWorker(worker_id, engine), [theirs.fileno(), self.output, *memory.fds()])
         while True:
             message, fds = self._recv()
             if isinstance(message, Spawned):
                 break
-            assert isinstance(message, Exited), message
-            self._exited[message.worker_id] = message
+            self.note(message)
         assert message.worker_id == worker_id
         channel = Channel(ours, messages.FROM_WORKER)
-        worker = Worker(worker_id, message.pid, fds[0], channel, RingProducer(memory))
+        worker = Worker(worker_id, pid_of(fds[0]), fds[0], channel, RingProducer(memory))
         self.workers.append(worker)
         return worker
 
@@ -314,17 +338,23 @@ class Launcher:
     def wait_exited(self, worker: Worker) -> int:
         """Wait until the launcher says that a worker has ended; its wait status."""
         while worker.worker_id not in self._exited:
-            message, _ = self._recv()
+            self.note(self._recv()[0])
+        return self._exited[worker.worker_id].wait_status
+
+    def note(self, message: Message) -> None:
+        """What may come at any time: which workers are sealed, and which have ended."""
+        if isinstance(message, Sealed):
+            self.sealed[message.worker_id] = message.sealed
+        else:
             assert isinstance(message, Exited), message
             self._exited[message.worker_id] = message
-        assert self._exited[worker.worker_id].pid == worker.pid
-        return self._exited[worker.worker_id].wait_status
 
     def close(self) -> None:
         """Hang up, as a master does that ends, and wait for the launcher's end."""
         for worker in self.workers:
             worker.close()
         self.channel.close()
+        self.output.close()
         self.process.wait(timeout=LIMIT)
 
 

@@ -16,13 +16,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "build" / "sanitized"
-MODULES = ("dataplane", "engines")
+MODULES = ("dataplane", "engines", "sandbox")
 LINKED_PACKAGES = ("master", "context_worker", "resource_table", "ipc")
 # AddressSanitizer's and UndefinedBehaviorSanitizer's headlines.
 REPORT = re.compile(r"^.*(?:ERROR: AddressSanitizer|: runtime error:|UndefinedBehaviorSanitizer:).*$", re.MULTILINE)
@@ -44,6 +44,12 @@ def environment() -> dict[str, str]:
         "UBSAN_OPTIONS": _OPTIONS,
         "PYTHONPATH": str(TREE),
     }
+
+
+def service_arguments(environment: Mapping[str, str]) -> list[str]:
+    """What a service has to be told in such an environment: a sanitizer needs more calls, addresses
+    and files than a sandbox leaves it."""
+    return ["--sandbox=off"] if "ASAN_OPTIONS" in environment else []
 
 
 def compile_driver(folder: Path, driver: str, sources: tuple[str, ...], *sanitizers: str) -> Path:

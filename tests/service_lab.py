@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import psutil
 
-from tests.service_process import ServiceProcess
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import WaitTimeout, wait_until
 
 LIMIT = 30.0
 """Seconds after which something awaited is taken for never coming."""
@@ -19,6 +20,7 @@ LIMIT = 30.0
 LOOKS = 6  # at as many descriptors as before, one poll of wait_until apart
 _SPARE = re.compile(r"isorend: (vtest )?spare ")
 _LAUNCHER = re.compile(r"isorend: launcher$")
+_OUTSIDE = re.compile(r"isorend: sandbox$")
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -34,20 +36,59 @@ def gone(pid: int) -> bool:
         return True
 
 
+def wait_until_gone(pids: Iterable[int]) -> None:
+    """Waits for the end of processes. AssertionError tells of those that stay."""
+    wanted = list(pids)
+    try:
+        until(lambda: all(map(gone, wanted)), "the end of processes")
+    except WaitTimeout as error:
+        raise AssertionError([_sight(pid) for pid in wanted if not gone(pid)]) from error
+
+
+def _sight(pid: int) -> str:
+    """What a process is and does, for a person."""
+    place = Path(f"/proc/{pid}")
+    try:
+        title = (place / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+        tasks = [f"{(task / 'stat').read_text().split(') ')[-1][0]} {(task / 'wchan').read_text()}"
+                 for task in (place / "task").iterdir()]  # fmt: skip
+    except OSError as error:
+        return f"{pid}: {error}"
+    return f"{pid} {title}: {', '.join(tasks)}"
+
+
 @dataclass(frozen=True)
 class Footprint:
     """What the service holds when it serves nobody: open descriptors of the master and of the launcher, and processes
-    (master, launcher, spares)."""
+    (master, launcher and with a sandbox its guardian outside, spares)."""
 
     master_fds: int
     launcher_fds: int
     processes: int
 
 
+class RunningService(Protocol):
+    """What a ServiceLab looks at, whoever has started it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def socket_path(self) -> Path: ...
+
+    @property
+    def log_path(self) -> Path: ...
+
+    @property
+    def log(self) -> str: ...
+
+    def check_running(self) -> None: ...
+
+
 class ServiceLab:
     """A service, seen from outside. It must have been started with as many spares."""
 
-    def __init__(self, service: ServiceProcess, spares: int) -> None:
+    def __init__(self, service: RunningService, spares: int) -> None:
         self.service = service
         self._wanted_spares = spares
 
@@ -87,10 +128,19 @@ class ServiceLab:
         """Process ids of workers that serve nobody."""
         return self._titled(_SPARE)
 
+    def launchers(self) -> list[int]:
+        """Process ids of the launcher: with a sandbox it is two processes, of which the second has the workers."""
+        return [*self._titled(_OUTSIDE), self.launcher()]
+
     def launcher(self) -> int:
-        """The launcher's process id."""
-        until(lambda: self._titled(_LAUNCHER), "a launcher")
-        return self._titled(_LAUNCHER)[0]
+        """Process id of the launcher that has the workers."""
+
+        def find() -> int:
+            # A worker that has just been forked still has its title.
+            titled = set(self._titled(_LAUNCHER))
+            return next((pid for pid in titled if _parent(pid) not in (0, *titled)), 0)
+
+        return wait_until(find, "a launcher", LIMIT)
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         """Ends one process of the service and waits until its parent has reaped it: a zombie may have threads that are
@@ -109,7 +159,10 @@ class ServiceLab:
 
     def wait_until_idle(self) -> Footprint:
         """Until nobody is served and all is settled; what is held then."""
-        until(lambda: len(self.processes()) == 2 + self._wanted_spares, "the end of all that are served")
+        until(
+            lambda: len(self.processes()) == 2 + len(self._titled(_OUTSIDE)) + self._wanted_spares,
+            "the end of all that are served",
+        )
         return self.settle()
 
     def settle(self) -> Footprint:
@@ -139,8 +192,21 @@ class ServiceLab:
 
     def resident(self) -> int:
         """Bytes of the master's own memory: what it shares with others does not count."""
-        info = psutil.Process(self.pid).memory_info()
-        return int(info.rss - info.shared)
+        return resident(self.pid)
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process's own memory."""
+    info = psutil.Process(pid).memory_info()
+    return int(info.rss - info.shared)
+
+
+def _parent(pid: int) -> int:
+    """0 if the process is gone."""
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def _fds(pid: int) -> int:

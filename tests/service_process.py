@@ -25,9 +25,12 @@ import psutil
 from xprocess import ProcessStarter
 from xprocess.xprocess import XProcess
 
+from tests import sanitized
+
 PROGRAM = "isorend-vhost-user-gpu"
 VTEST_COMMAND = ("isorend", "vtest")
-SOCKET_NAMES = {PROGRAM: "gpu.sock", VTEST_COMMAND[0]: ".virgl_test"}
+ROGUE_COMMAND = ("tests.rogue.service", "serve")
+SOCKET_NAMES = {PROGRAM: "gpu.sock", VTEST_COMMAND[0]: ".virgl_test", ROGUE_COMMAND[0]: "gpu.sock"}
 """By program. Debian 12's Mesa looks for a vtest service at /tmp/.virgl_test only, so a test gives it another /tmp."""
 START_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 60.0
@@ -43,7 +46,8 @@ class ServiceEnded(Exception):
 class ServiceProcess:
     """A service that listens at socket_path; ready for front ends or clients once made.
 
-    arguments: besides --socket-path. command: an installed program and its subcommand. env: added to the environment.
+    arguments: besides --socket-path. command: an installed program, or a module of ours (a name with dots), and its
+    subcommand. env: added to the environment.
     Raises ServiceEnded if it does not come up.
     """
 
@@ -56,26 +60,34 @@ class ServiceProcess:
         env: Mapping[str, str] | None = None,
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="isorend-"))
+        self.runtime_directory = self._directory
+        """XDG_RUNTIME_DIR of this service, unless `env` has another: nobody else's service is there."""
         self.socket_path = self._directory / SOCKET_NAMES[command[0]]
         self.name = f"service-{os.getpid()}-{next(_numbers)}"
         self._xprocess = xprocess
         # No test's end leaves a service behind, whatever ends pytest.
         self.command = [
-            *("setpriv", "--pdeathsig", "KILL", sys.executable, str(Path(sys.executable).parent / command[0])),
-            *(*command[1:], f"--socket-path={self.socket_path}", *arguments),
+            *("setpriv", "--pdeathsig", "KILL", sys.executable, *_program(command[0])),
+            *(*command[1:], f"--socket-path={self.socket_path}", *sanitized.service_arguments(env or {}), *arguments),
         ]
         self._info = xprocess.getinfo(self.name)
         try:
-            xprocess.ensure(self.name, self._starter({**os.environ, **(env or {})}), persist_logs=False)
+            environment = {**os.environ, "XDG_RUNTIME_DIR": str(self._directory), **(env or {})}
+            xprocess.ensure(self.name, self._starter(environment), persist_logs=False)
         except ServiceEnded:
             shutil.rmtree(self._directory)
             raise
         self.pid: int = self._popen.pid
 
     @property
+    def log_path(self) -> Path:
+        """Where it and its workers log."""
+        return Path(str(self._info.logpath))
+
+    @property
     def log(self) -> str:
-        """All it and its workers have logged."""
-        return Path(str(self._info.logpath)).read_text(errors="replace")
+        """All that they have logged."""
+        return self.log_path.read_text(errors="replace")
 
     @property
     def exit_code(self) -> int | None:
@@ -129,6 +141,11 @@ class ServiceProcess:
                 return LISTENING in service.log
 
         return Starter
+
+
+def _program(name: str) -> list[str]:
+    """What Python is to run, as its arguments."""
+    return ["-m", name] if "." in name else [str(Path(sys.executable).parent / name)]
 
 
 def forget_crashed_runs(xprocess: XProcess) -> None:

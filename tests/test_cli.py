@@ -15,9 +15,11 @@ import pytest
 from master import cli, vtest_command
 from master.listener import ListenError, SocketOwner
 from master.options import ServeOptions, VtestOptions
+from tests.control_lab import running_control
 
 ROOT = Path(__file__).resolve().parent.parent
 SOCKET = "--socket-path=/tmp/isorend-test.sock"
+OURS = ["serve", "vtest", "status", "events", "incidents", "release", "kill", "doctor", "descriptor"]
 
 
 @pytest.fixture
@@ -342,13 +344,29 @@ def test_the_descriptor_finds_the_program(
     assert json.loads(capsys.readouterr().out)["binary"] == str(program)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["vtest", "--help"], ["descriptor", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in OURS)])
 def test_help(arguments: list[str]) -> None:
     program = run_program(*arguments)
     assert (program.returncode, program.stderr) == (0, "")
     assert "example" in program.stdout
     assert "None" not in program.stdout and "%(" not in program.stdout
     assert max(len(line) for line in program.stdout.splitlines()) <= 120
+
+
+def test_a_command_loads_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    """Whoever watches loads nothing of a service; whoever reads the help, next to nothing."""
+    heavy = {"zmq", "rich", "asyncio", "native._dataplane", "native._engines", "master.service"}
+    cases = ((["--help"], heavy), (["serve", "--help"], heavy), (["status"], heavy - {"zmq", "rich"}))
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    for arguments, unwanted in cases:
+        code = (
+            "import sys; from master.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+            f"print('loaded:', *({unwanted!r} & sys.modules.keys()))"
+        )
+        with running_control(tmp_path / "isorend"):
+            command = [sys.executable, "-c", code, *arguments]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.stdout.splitlines()[-1] == "loaded:"
 
 
 def test_version() -> None:
@@ -382,7 +400,7 @@ def test_commands_come_from_entry_points(monkeypatch: pytest.MonkeyPatch, capsys
         EntryPoint("serve", "tests.test_cli:EXTRA", cli.COMMANDS_GROUP),
     ]
     monkeypatch.setattr(cli, "entry_points", lambda group: entries if group == "isorend.commands" else [])
-    assert [command.name for command in cli.find_commands()] == ["serve", "vtest", "descriptor", "extra", "lost"]
+    assert [command.name for command in cli.find_commands()] == [*OURS, "extra", "lost"]
     assert isinstance(cli.find_commands()[0], cli.ServeCommand)
     assert cli.main(["extra"]) == 5
     assert cli.main(["lost", "--with", "arguments"]) == 1

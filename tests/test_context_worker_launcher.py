@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from context_worker.environment import WORKER_ENVIRONMENT
 from context_worker.exit_code import ExitCode
-from context_worker.lockdown import WORKER_ENVIRONMENT
 from ipc.channel import channel_pair
 from ipc.messages import CreateContext, EngineName, Exited, Fault, Spawned, SpawnFailed, SpawnWorker
 from ipc.ring import RecordStatus, RecordType, WorkerMemory
@@ -38,6 +38,12 @@ def status_field(pid: int, name: str) -> str:
     return match[1]
 
 
+def limits(pid: int) -> dict[str, tuple[str, str]]:
+    """Soft and hard limits of a process, by their names in /proc/pid/limits."""
+    found = (re.match(r"(.*?)  +(\S+) +(\S+)", line) for line in Path(f"/proc/{pid}/limits").read_text().splitlines())
+    return {match[1]: (match[2], match[3]) for match in found if match}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a worker is not dumpable: only root may look into it")
 def test_a_worker_has_its_own_descriptors_and_no_others() -> None:
     with running_launcher() as launcher:
@@ -53,7 +59,7 @@ def test_a_worker_has_its_own_descriptors_and_no_others() -> None:
                 "pipe",
                 "socket",
             ]
-        assert len([name for name in descriptors(launcher.process.pid) if "memfd" in name or "eventfd" in name]) == 0
+        assert len([name for name in descriptors(launcher.pid()) if "memfd" in name or "eventfd" in name]) == 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into any process")
@@ -68,7 +74,9 @@ def test_a_worker_is_restricted_before_it_is_ready() -> None:
     with running_launcher() as launcher:
         worker = launcher.start(EngineName.NULL)
         assert status_field(worker.pid, "NoNewPrivs") == "1"
-        assert psutil.Process(worker.pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        assert limits(worker.pid)["Max core file size"] == ("0", "0")
+        wait_until(lambda: limits(worker.pid)["Max open files"] == ("1024", "1024"), "the limit that the launcher sets")
+        assert limits(worker.pid)["Max locked memory"] == ("65536", "65536")
         ignored = int(status_field(worker.pid, "SigIgn"), 16)
         caught = int(status_field(worker.pid, "SigCgt"), 16)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
@@ -78,8 +86,8 @@ def test_a_worker_is_restricted_before_it_is_ready() -> None:
 def test_the_launcher_has_one_thread_and_no_driver() -> None:
     with running_launcher() as launcher:
         launcher.start(EngineName.VIRGL)
-        assert status_field(launcher.process.pid, "Threads") == "1"
-        maps = Path(f"/proc/{launcher.process.pid}/maps").read_text()
+        assert status_field(launcher.pid(), "Threads") == "1"
+        maps = Path(f"/proc/{launcher.pid()}/maps").read_text()
         assert "libvirglrenderer" in maps
         assert not re.search(r"libLLVM|_dri\.so|libgallium|libEGL_|libnvidia", maps)
 
@@ -87,13 +95,14 @@ def test_the_launcher_has_one_thread_and_no_driver() -> None:
 def test_titles() -> None:
     with running_launcher() as launcher:
         worker = launcher.start(EngineName.NULL)
-        assert command_line(launcher.process.pid) == "isorend: launcher"
+        assert command_line(launcher.pid()) == "isorend: launcher"
+        assert command_line(launcher.process.pid) == "isorend: sandbox"
         assert command_line(worker.pid) == "isorend: spare (null)"
         worker.producer.wait(worker.producer.control(CreateContext(7, 0, "kms\x1b[2J\xe9cube")))
         assert command_line(worker.pid) == "isorend: ctx 7 kms?[2J?cube (null)"
 
 
-def test_log_lines_begin_with_the_title() -> None:
+def test_log_lines_of_workers_begin_with_their_level() -> None:
     read, write = os.pipe()
     with running_launcher(stderr=write) as launcher:
         os.close(write)
@@ -105,7 +114,7 @@ def test_log_lines_begin_with_the_title() -> None:
     with os.fdopen(read) as stderr:
         lines = stderr.read().splitlines()
     assert lines
-    assert all(re.match(r"isorend: (launcher|spare \(null\)|ctx \d+ [^\n]* \(null\)): ", line) for line in lines), lines
+    assert all(re.match(r"isorend: launcher: |error: ", line) for line in lines), lines
 
 
 def test_a_kill_is_told_by_pidfd_and_exited() -> None:
@@ -141,11 +150,14 @@ def test_nothing_is_left_of_a_master_that_is_gone() -> None:
         worker.close()
 
 
-def test_workers_die_with_a_killed_launcher() -> None:
-    launcher = Launcher()
+@pytest.mark.parametrize("killed", ["outside", "inside", "off"])
+def test_workers_die_with_a_killed_launcher(killed: str) -> None:
+    launcher = Launcher(*(["--sandbox=off"] if killed == "off" else []))
     workers = [launcher.start(EngineName.NULL), launcher.start(EngineName.NULL), launcher.spawn(EngineName.VIRGL)]
-    launcher.process.kill()
-    launcher.process.wait(timeout=ring_producer.LIMIT)
+    os.kill(launcher.pid() if killed == "inside" else launcher.process.pid, signal.SIGKILL)
+    code = launcher.process.wait(timeout=ring_producer.LIMIT)
+    assert code == (128 + signal.SIGKILL if killed == "inside" else -signal.SIGKILL)
+    wait_readable(launcher.channel.fileno(), "the end of its channel")
     for worker in workers:
         wait_readable(worker.pidfd.fd, "the end of a worker")
         worker.close()
@@ -156,7 +168,7 @@ def test_a_launcher_dies_with_its_master() -> None:
     program = (
         "import sys; from tests.ring_producer import Launcher; from ipc.messages import EngineName\n"
         "launcher = Launcher(); worker = launcher.start(EngineName.NULL)\n"
-        "print(launcher.process.pid, worker.pid, flush=True); sys.stdin.read()"
+        "print(launcher.process.pid, launcher.pid(), worker.pid, flush=True); sys.stdin.read()"
     )
     master = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -164,7 +176,7 @@ def test_a_launcher_dies_with_its_master() -> None:
     with master:
         assert master.stdout
         processes = [psutil.Process(int(pid)) for pid in master.stdout.readline().split()]
-        assert len(processes) == 2
+        assert len(processes) == 3
         master.kill()
     wait_until(
         lambda: all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes),
@@ -175,7 +187,7 @@ def test_a_launcher_dies_with_its_master() -> None:
 def test_a_launcher_that_is_told_nonsense_ends() -> None:
     with running_launcher() as launcher:
         worker = launcher.start(EngineName.NULL)
-        launcher.channel.send(Exited(1, 1, 0))
+        launcher.channel.send(Exited(1, 0))
         assert launcher.process.wait(timeout=ring_producer.LIMIT) == ExitCode.PROTOCOL
         wait_readable(worker.pidfd.fd, "the end of a worker")
 
@@ -185,7 +197,7 @@ def test_memory_that_is_no_ring_is_refused() -> None:
         memory = WorkerMemory.create(4096)
         memory.ring, memory.staging = memory.staging, memory.ring
         ours, theirs = channel_pair()
-        launcher.channel.send(SpawnWorker(9, EngineName.NULL), [theirs.fileno(), *memory.fds()])
+        launcher.channel.send(SpawnWorker(9, EngineName.NULL), [theirs.fileno(), launcher.output, *memory.fds()])
         theirs.close()
         spawned, fds = launcher.channel.recv()
         assert isinstance(spawned, Spawned)
@@ -208,18 +220,23 @@ def test_a_render_node_that_is_not_there_is_told() -> None:
 
 
 def test_a_launcher_out_of_descriptors_says_so_and_goes_on() -> None:
-    with running_launcher() as launcher:
+    with running_launcher("--sandbox=off") as launcher:
         launcher.start(EngineName.NULL)
-        process = psutil.Process(launcher.process.pid)
+        process = psutil.Process(launcher.pid())
+        wait_until(
+            lambda: sum(name.startswith("socket:") for name in descriptors(process.pid)[3:]) == 1,
+            "the launcher to close what the first worker has closed",
+        )
         limit = process.rlimit(psutil.RLIMIT_NOFILE)
         memory = WorkerMemory.create(4096)
         ours, theirs = channel_pair()
-        # Room for the five that arrive, and none for the pidfd: the limit is the sixth number that is free.
+        # Room for the five that arrive, and not for what a worker takes besides: the limit is the seventh that is free.
         taken = {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
         free = [number for number in range(100) if number not in taken]
-        process.rlimit(psutil.RLIMIT_NOFILE, (free[5], limit[1]))
-        launcher.channel.send(SpawnWorker(9, EngineName.NULL), [theirs.fileno(), *memory.fds()])
-        message, _ = launcher.channel.recv()
+        process.rlimit(psutil.RLIMIT_NOFILE, (free[6], limit[1]))
+        launcher.channel.send(SpawnWorker(9, EngineName.NULL), [theirs.fileno(), launcher.output, *memory.fds()])
+        while not isinstance((message := launcher.channel.recv()[0]), SpawnFailed):
+            launcher.note(message)
         assert message == SpawnFailed(9, errno.EMFILE)
         process.rlimit(psutil.RLIMIT_NOFILE, limit)
         assert len(process.children()) == 1

@@ -293,9 +293,9 @@ def test_a_hanging_submit_shows_where_it_is_and_can_be_killed(launcher: Launcher
     assert not {hanging, behind} & set(seqs(worker.producer))
 
 
-def test_a_crashing_submit_is_reported_as_its_signal(launcher: Launcher, worker: Worker) -> None:
+def test_an_aborting_submit_is_reported(launcher: Launcher, worker: Worker) -> None:
     worker.producer.submit(command(ABORT))
-    assert exit_code(launcher, worker) == -signal.SIGABRT
+    assert exit_code(launcher, worker) == ExitCode.ABORTED
 
 
 def test_a_worker_without_master_ends_also_while_it_works(launcher: Launcher, worker: Worker) -> None:

@@ -106,7 +106,7 @@ def test_a_shared_directory_is_everybody_s_and_stays(tmp_path: Path) -> None:
 
 
 def test_a_worker_s_directory_goes_with_it_however_it_ends(elsewhere: Path) -> None:
-    with running_launcher() as launcher:
+    with running_launcher("--sandbox=off") as launcher:  # with a sandbox it is in a file system of the worker's own
         workers = [launcher.start(EngineName.VIRGL) for _ in range(2)]
         (root,) = elsewhere.iterdir()
         assert len(list(root.iterdir())) == 2

@@ -96,7 +96,6 @@ def read_back(worker: Worker, resource_id: int, offset: int = 0) -> bytes:
 def test_ready_names_the_driver_and_its_capability_sets(launcher: Launcher) -> None:
     worker = launcher.start(EngineName.VIRGL)
     assert worker.ready
-    assert worker.ready.pid == worker.pid
     assert worker.ready.renderer
     assert worker.ready.version
     assert not worker.ready.capabilities & Capability.RENDER_NODE
@@ -182,8 +181,8 @@ def test_a_guest_cannot_flood_the_log() -> None:
         launcher.close()
         lines = stderr.read().splitlines()
     assert 5 <= len(lines) < 100
-    assert all(line.startswith("isorend: ") for line in lines)
-    assert any(line.startswith("isorend: ctx 7 flood (virgl): virgl: ") for line in lines)
+    assert all(line.startswith(("isorend: launcher: ", "warning: ", "error: ")) for line in lines)
+    assert any(line.startswith("warning: virgl: ") for line in lines)
 
 
 def test_buffers_are_transferred(worker: Worker) -> None:

@@ -9,16 +9,20 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from ipc.messages import AttachResource, CreateContext, DetachResource, EngineName, Message
-from master import contexts as contexts_module
-from master.blame import Blame
+from ipc.messages import AttachResource, CreateContext, DetachResource, EngineName, Fault, Message
+from master.blame import Cause, CauseKind, Incident
+from master.context_status import context_status
 from master.contexts import Context, Contexts
 from master.errors import GuestError
+from master.events import Event, EventSource, LimitReached
+from master.incidents import IncidentLog
 from master.lane_worker import LaneWorkers
 from master.launch import LaunchSettings
+from master.limits import Limits, Rate
+from master.strikes import Strikes
 from master.supervisor import Supervisor
 from master.virtio_gpu import ResponseType
-from native.dataplane import Status, Texture, WorkDone
+from native.dataplane import CommandLimit, Status, Texture, TooLarge, WorkDone
 from resource_table import Resource, ResourceTable
 from tests.worker_nursery import WorkerNursery, worker_nursery
 
@@ -29,14 +33,25 @@ TEXTURE = Texture(2, 1, 2, 64, 32, 1, 1, 0, 0, 1)
 class Scene:
     """Contexts on a nursery's workers, with a table of their own."""
 
-    def __init__(self, nursery: WorkerNursery) -> None:
+    def __init__(self, nursery: WorkerNursery, limits: Limits) -> None:
         self.nursery = nursery
         self.plane = nursery.plane
         self.table = ResourceTable()
-        self.blames: list[Blame] = []
-        self.contexts = Contexts(nursery.plane, nursery.supervisor, self.table, self.blames.append)
+        self.events: list[Event] = []
+        source = EventSource("test")
+        source.publish = self.events.append
+        self.incidents = IncidentLog(source)
+        self.strikes = Strikes(source, Rate(2, 1000.0))
+        self.contexts = Contexts(
+            nursery.plane, nursery.supervisor, self.table, source, self.incidents, self.strikes, limits
+        )
         self.foreign: list[WorkDone] = []
         nursery.on_work_done = self._work_done
+
+    @property
+    def lost(self) -> list[Incident]:
+        """What happened so far."""
+        return self.incidents.latest()
 
     def _work_done(self, done: WorkDone) -> None:
         if not self.contexts.work_done(done.token, done.status):
@@ -96,10 +111,20 @@ def nursery() -> Iterator[WorkerNursery]:
 
 
 @pytest.fixture
-def scene(nursery: WorkerNursery) -> Iterator[Scene]:
-    scene = Scene(nursery)
+def limits() -> Limits:
+    """Those of `scene`."""
+    return Limits(context_memory=1 << 20, contexts=8, context_resources=4, spawns=Rate(1000, 1.0))
+
+
+@pytest.fixture
+def scene(nursery: WorkerNursery, limits: Limits) -> Iterator[Scene]:
+    scene = Scene(nursery, limits)
     yield scene
     scene.close()
+
+
+def hang(text: str) -> Cause:
+    return Cause(kind=CauseKind.HANG, text=text)
 
 
 def refusal(error: pytest.ExceptionInfo[GuestError]) -> ResponseType:
@@ -117,7 +142,7 @@ def test_create_and_destroy(scene: Scene) -> None:
     scene.contexts.destroy(ONE)
     assert len(scene.contexts) == 0 and context.destroyed
     scene.buried(context)
-    assert context.worker.wait_status == 0 and not scene.blames
+    assert context.worker.wait_status == 0 and not scene.lost
     assert not psutil.pid_exists(context.worker.pid)
 
 
@@ -147,11 +172,11 @@ def test_an_id_is_free_as_soon_as_its_context_is_destroyed(scene: Scene) -> None
     assert scene.give(second, scene.resource(1)) is Status.OK
     os.kill(first.worker.pid, signal.SIGCONT)
     scene.buried(first)
-    assert not second.lost and scene.contexts.alive(ONE) is second and not scene.blames
+    assert not second.lost and scene.contexts.alive(ONE) is second and not scene.lost
 
 
-def test_no_more_contexts_than_the_limit(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contexts_module, "MAX_CONTEXTS", 1)
+@pytest.mark.parametrize("limits", [Limits(contexts=1)])
+def test_no_more_contexts_than_the_limit(scene: Scene) -> None:
     first = scene.served(ONE)
     os.kill(first.worker.pid, signal.SIGSTOP)
     for _ in range(2):  # with the context there, and then with nothing of it but the worker
@@ -165,8 +190,8 @@ def test_no_more_contexts_than_the_limit(scene: Scene, monkeypatch: pytest.Monke
     scene.contexts.create(OTHER, "in its place", 0)
 
 
-def test_lost_contexts_count_until_they_are_destroyed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contexts_module, "MAX_CONTEXTS", 1)
+@pytest.mark.parametrize("limits", [Limits(contexts=1)])
+def test_lost_contexts_count_until_they_are_destroyed(scene: Scene) -> None:
     scene.die(scene.served(ONE))
     with pytest.raises(GuestError) as error:
         scene.contexts.create(OTHER, "one too many", 0)
@@ -178,7 +203,8 @@ def test_lost_contexts_count_until_they_are_destroyed(scene: Scene, monkeypatch:
 def test_without_workers_there_is_no_context(nursery: WorkerNursery) -> None:
     kind = LaneWorkers(nursery.plane, EngineName.NULL)
     idle = Supervisor(nursery.driver.loop, kind, 0, LaunchSettings(), nursery.fatal.append)
-    contexts = Contexts(nursery.plane, idle, ResourceTable(), lambda _blame: None)
+    source = EventSource("test")
+    contexts = Contexts(nursery.plane, idle, ResourceTable(), source, IncidentLog(source), Strikes(source, None))
     with pytest.raises(GuestError) as error:
         contexts.create(ONE, "program", 0)
     assert refusal(error) is ResponseType.ERR_OUT_OF_MEMORY
@@ -192,10 +218,10 @@ def test_attach_and_detach(scene: Scene) -> None:
     context, resource = scene.served(ONE), scene.resource(7)
     message = scene.contexts.attach(context, resource, TEXTURE)
     assert message == AttachResource(7, 2, 1, 2, 64, 32, 1, 1, 0, 0, 1)
-    assert (context.resources, resource.contexts, resource.home) == ({7}, [ONE], ONE)
+    assert (set(context.resources), resource.contexts, resource.home) == ({7}, [ONE], ONE)
     assert scene.contexts.attach(context, resource, TEXTURE) is None  # it has it: nothing to tell
     assert scene.contexts.detach(context, resource) == DetachResource(7)
-    assert (context.resources, resource.contexts, resource.home) == (set(), [], None)
+    assert (set(context.resources), resource.contexts, resource.home) == (set(), [], None)
     assert scene.contexts.detach(context, resource) is None
     assert not resource.lost
 
@@ -206,7 +232,7 @@ def test_home_moves_on_when_the_guest_destroys_it(scene: Scene) -> None:
     assert (resource.contexts, resource.home) == ([ONE, OTHER], ONE)
     scene.contexts.destroy(ONE)
     assert (resource.contexts, resource.home, resource.lost) == ([OTHER], OTHER, False)
-    assert other.resources == {7}
+    assert set(other.resources) == {7}
 
 
 def test_a_death_loses_what_its_worker_was_home_of(scene: Scene) -> None:
@@ -287,25 +313,28 @@ def test_what_waits_is_answered_when_the_worker_dies(scene: Scene) -> None:
 def test_a_death_nobody_asked_for_is_blamed(scene: Scene) -> None:
     context = scene.served(ONE, "glxgears")
     scene.die(context)
-    assert scene.blames == [Blame(ONE, "glxgears", context.worker.pid, "killed by SIGKILL")]
+    assert [str(incident).partition(";")[0] for incident in scene.lost] == [
+        f"ctx 1 glxgears (worker {context.worker.pid}): killed by SIGKILL"
+    ]
     scene.contexts.destroy(ONE)
-    assert len(scene.blames) == 1 and len(scene.contexts) == 0
+    assert len(scene.lost) == 1 and len(scene.contexts) == 0
     assert scene.served(ONE).worker is not context.worker
 
 
 def test_blame_says_why_we_killed_it(scene: Scene) -> None:
     context = scene.served(ONE)
-    context.worker.kill("made no progress")
+    context.worker.kill(hang("made no progress"))
     scene.buried(context)
-    assert [blame.cause for blame in scene.blames] == ["made no progress (killed by SIGKILL)"]
+    assert [incident.cause for incident in scene.lost] == [hang("made no progress")]
 
 
 def test_blame_has_the_last_complaint(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     context = scene.served(ONE)
     scene.plane.send(context.worker.lane, 1, b"\xff" * 8)
     scene.buried(context)
-    (blame,) = scene.blames
-    assert blame.cause.startswith("exited with code 3; its last complaint: control record")
+    (incident,) = scene.lost
+    assert incident.cause.kind is CauseKind.EXIT and incident.cause.text.startswith("exited with code 3 (")
+    assert "; its last complaint: control record" in incident.cause.text
     assert f"{context}: control record" in caplog.text
 
 
@@ -317,7 +346,7 @@ def test_a_context_that_cannot_be_made_is_lost(scene: Scene) -> None:
         context, CreateContext(ONE, 0, "again"), lambda status: scene.contexts._created(context, status)
     )
     scene.buried(context)
-    assert "could not create the context (INVALID_PARAMETER)" in scene.blames[0].cause
+    assert "could not create the context (INVALID_PARAMETER)" in scene.lost[0].cause.text
 
 
 def test_a_destroyed_context_that_does_not_end_well_is_blamed(scene: Scene) -> None:
@@ -325,17 +354,17 @@ def test_a_destroyed_context_that_does_not_end_well_is_blamed(scene: Scene) -> N
     os.kill(context.worker.pid, signal.SIGSTOP)
     scene.contexts.destroy(ONE)
     scene.die(context)
-    assert [blame.cause for blame in scene.blames] == ["killed by SIGKILL"]
+    assert [incident.cause.signal for incident in scene.lost] == ["SIGKILL"]
     assert not context.lost
 
 
-def test_a_destroyed_context_that_we_kill_is_not(scene: Scene) -> None:
+def test_a_destroyed_context_that_hangs_is_too(scene: Scene) -> None:
     context = scene.served(ONE)
     os.kill(context.worker.pid, signal.SIGSTOP)
     scene.contexts.destroy(ONE)
-    context.worker.kill("did not end")
+    context.worker.give_up(hang("did not end"))
     scene.buried(context)
-    assert not scene.blames
+    assert [incident.cause for incident in scene.lost] == [hang("did not end")]
 
 
 def test_a_broken_lane_dooms_its_worker_alone(scene: Scene) -> None:
@@ -343,7 +372,9 @@ def test_a_broken_lane_dooms_its_worker_alone(scene: Scene) -> None:
     assert scene.contexts.lane(one.worker.worker_id) is one.worker.lane
     scene.contexts.lane_broken(one.worker.worker_id)
     scene.buried(one)
-    assert [blame.cause for blame in scene.blames] == ["broke the rules of its ring (killed by SIGKILL)"]
+    assert [(incident.cause.kind, incident.cause.text) for incident in scene.lost] == [
+        (CauseKind.PROTOCOL, "broke the rules of its ring")
+    ]
     assert scene.contexts.lane(one.worker.worker_id) is None
     assert scene.give(other, scene.resource(1)) is Status.OK
 
@@ -359,7 +390,7 @@ def test_only_the_stuck_are_given_up(scene: Scene) -> None:
     scene.nursery.until(lambda: answers, "an answer")
     scene.buried(stuck)
     assert answers == [Status.LOST]
-    assert [(blame.ctx_id, blame.cause) for blame in scene.blames] == [(OTHER, "did not finish (killed by SIGKILL)")]
+    assert [(incident.ctx_id, incident.cause) for incident in scene.lost] == [(OTHER, hang("did not finish"))]
     assert scene.give(idle, scene.resource(1)) is Status.OK
 
 
@@ -369,7 +400,7 @@ def test_only_the_stuck_are_given_up(scene: Scene) -> None:
 def test_reset_ends_everything_and_blames_nobody(scene: Scene) -> None:
     lost, alive, destroyed = scene.served(ONE), scene.served(OTHER), scene.served(3)
     scene.die(lost)
-    scene.blames.clear()
+    assert len(scene.lost) == 1
     os.kill(destroyed.worker.pid, signal.SIGSTOP)
     scene.contexts.destroy(3)
     scene.contexts.reset()
@@ -377,7 +408,7 @@ def test_reset_ends_everything_and_blames_nobody(scene: Scene) -> None:
     again = [scene.contexts.create(ctx_id, "after", 0) for ctx_id in (ONE, OTHER, 3)]  # no id is held by the plane
     scene.buried(alive)
     scene.buried(destroyed)
-    assert not scene.blames and scene.contexts.in_use() == again
+    assert len(scene.lost) == 1 and scene.contexts.in_use() == again
     for number, context in enumerate(again, 1):
         assert scene.give(context, scene.resource(number)) is Status.OK
 
@@ -387,4 +418,157 @@ def test_reset_before_a_worker_has_started(scene: Scene) -> None:
     assert any(context.worker.pid == 0 for context in contexts)
     scene.contexts.reset()
     scene.nursery.until(lambda: not scene.contexts.in_use(), "the end of all")
-    assert not scene.blames
+    assert not scene.lost
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+
+def test_too_many_resources_are_one_contexts_trouble(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = scene.served(ONE, "hoarder"), scene.served(OTHER)
+    resources = [scene.resource(number) for number in range(1, 7)]
+    for resource in resources[:4]:
+        assert scene.contexts.attach(one, resource, TEXTURE) is not None
+    for resource in resources[4:]:
+        with pytest.raises(GuestError) as error:
+            scene.contexts.attach(one, resource, TEXTURE)
+        assert refusal(error) is ResponseType.ERR_OUT_OF_MEMORY
+    assert scene.contexts.attach(one, resources[0], TEXTURE) is None  # it has it
+    assert scene.contexts.attach(other, resources[4], TEXTURE) is not None
+    scene.contexts.detach(one, resources[0])
+    assert scene.contexts.attach(one, resources[5], TEXTURE) is not None
+    assert caplog.messages == ["over the limit: ctx 1 hoarder: 4 resources"]
+    assert [e.limit for e in scene.events if isinstance(e, LimitReached)] == ["resources"]
+
+
+def test_memory_is_counted_by_what_is_attached(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    context = scene.served(ONE, "hoarder")
+    half = Texture(2, 1, 2, 512, 256, 1, 1, 0, 0, 1)
+    resources = [scene.resource(number) for number in range(1, 4)]
+    for resource in resources[:2]:
+        assert scene.contexts.attach(context, resource, half) is not None
+    assert context.resource_bytes == 1 << 20
+    for _ in range(3):
+        with pytest.raises(GuestError) as error:
+            scene.contexts.attach(context, resources[2], TEXTURE)
+        assert refusal(error) is ResponseType.ERR_OUT_OF_MEMORY
+    assert resources[2].contexts == [] and len(caplog.messages) == 1 and "ctx 1 hoarder" in caplog.messages[0]
+    scene.contexts.detach(context, resources[0])
+    assert scene.contexts.attach(context, resources[2], TEXTURE) is not None
+    assert context.resource_bytes == (1 << 19) + TEXTURE.nbytes
+    scene.contexts.detach_everywhere(resources[1])
+    scene.contexts.detach_everywhere(resources[2])
+    assert context.resource_bytes == 0
+
+
+@pytest.mark.parametrize("limits", [Limits(spawns=Rate(2, 1000.0))])
+def test_contexts_made_too_fast(scene: Scene) -> None:
+    scene.contexts.create(ONE, "spawner", 0)
+    scene.contexts.create(OTHER, "spawner", 0)
+    with pytest.raises(GuestError) as error:
+        scene.contexts.create(3, "spawner", 0)
+    assert refusal(error) is ResponseType.ERR_OUT_OF_MEMORY
+
+
+def test_commands_that_are_too_large_are_told_of(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    context = scene.served(ONE, "program")
+    scene.contexts.too_large(TooLarge(context.worker.worker_id, ONE, CommandLimit.SUBMIT))
+    scene.contexts.too_large(TooLarge(context.worker.worker_id, 4711, CommandLimit.SUBMIT))  # gone meanwhile
+    assert caplog.messages == [
+        "over the limit: ctx 1 program: a command stream larger than half of the command ring"
+    ]
+
+
+# --- strikes and the operator ---------------------------------------------------------------------------------------
+
+
+def test_a_program_that_goes_on_dying_gets_no_context(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        scene.die(scene.served(ONE, "crasher"))
+        scene.contexts.destroy(ONE)
+    for ctx_id in (ONE, OTHER):
+        with pytest.raises(GuestError) as error:
+            scene.contexts.create(ctx_id, "crasher", 0)
+        assert refusal(error) is ResponseType.ERR_UNSPEC
+    assert caplog.text.count("refused ctx") == 1 and len(scene.contexts) == 0
+    scene.served(ONE, "another")
+    scene.contexts.reset()
+    with pytest.raises(GuestError):  # a reboot does not help
+        scene.contexts.create(ONE, "crasher", 0)
+    assert scene.strikes.release("crasher") == ["crasher"]
+    scene.contexts.create(ONE, "crasher", 0)
+
+
+def test_the_operators_kill_is_an_incident_and_no_strike(scene: Scene) -> None:
+    for number in range(1, 4):
+        context = scene.served(ONE, "program")
+        assert scene.contexts.kill(ONE) and not scene.contexts.kill(ONE)
+        scene.buried(context)
+        assert not scene.contexts.kill(ONE) and not scene.contexts.kill(4711)
+        scene.contexts.destroy(ONE)
+        assert len(scene.lost) == number and scene.lost[-1].cause.kind is CauseKind.OPERATOR
+    assert not scene.strikes.quarantined()
+
+
+def test_an_incident_says_what_there_was(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    context = scene.served(ONE, "glxgears")
+    for number in (7, 8):
+        assert scene.give(context, scene.resource(number)) is Status.OK
+    os.kill(context.worker.pid, signal.SIGSTOP)
+    answers: list[Status] = []
+    scene.contexts.send(context, DetachResource(4711), answers.append)
+    scene.die(context)
+    (incident,) = scene.lost
+    assert incident.last_commands == (
+        "CreateContext (record 1)", "AttachResource 7 (record 2)", "AttachResource 8 (record 3)",
+        "DetachResource 4711 (record 4)",
+    )  # fmt: skip
+    assert (incident.resources_lost, incident.resources_lost_count, incident.fences) == ((7, 8), 2, 1)
+    line = f"context lost: ctx 1 glxgears (worker {context.worker.pid}): killed by SIGKILL"
+    assert caplog.messages[-1] == line + "; last command: DetachResource 4711 (record 4); 2 resources lost"
+
+
+def test_events_of_a_life(scene: Scene) -> None:
+    context = scene.served(ONE, "glxgears")
+    scene.contexts.destroy(ONE)
+    scene.buried(context)
+    scene.die(scene.served(ONE, "kmscube"))
+    told = [(event.KIND, getattr(event, "ctx_id", 0), getattr(event, "program", "")) for event in scene.events]
+    assert told == [
+        ("context-created", ONE, "glxgears"), ("context-ended", ONE, "glxgears"),
+        ("context-created", ONE, "kmscube"), ("incident", ONE, "kmscube"),
+    ]  # fmt: skip
+
+
+def test_floods_of_complaints_are_a_few_lines(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = scene.served(ONE, "noisy"), scene.served(OTHER, "calm")
+    for number in range(1000):
+        scene.contexts.worker_faulted(one.worker, Fault(1, f"complaint {number}"))
+    scene.contexts.worker_faulted(other.worker, Fault(3, "illegal resource"))
+    assert len(caplog.messages) < 50 and caplog.messages[-1] == "ctx 2 calm: illegal resource (and 2 more)"
+
+
+# --- status ---------------------------------------------------------------------------------------------------------
+
+
+def test_status_through_a_life(scene: Scene) -> None:
+    context = scene.contexts.create(ONE, "glxgears", 0)
+    scene.nursery.until(lambda: context.worker.serving and context.worker.pid, "its worker")
+    scene.give(context, scene.resource(7))
+    running = context_status(context)
+    assert (running.ctx_id, running.program, running.pid) == (ONE, "glxgears", context.worker.pid)
+    assert (running.state, running.resources, running.resource_bytes) == ("running", 1, TEXTURE.nbytes)
+    assert running.memory_bytes > 0 and running.seconds >= 0
+    os.kill(context.worker.pid, signal.SIGSTOP)
+    scene.contexts.send(context, DetachResource(7), lambda _status: None)
+    assert context_status(context).fences == 1
+    scene.contexts.destroy(ONE)
+    assert [context_status(one).state for one in scene.contexts.all()] == ["ending"]
+    os.kill(context.worker.pid, signal.SIGCONT)
+    scene.buried(context)
+    assert scene.contexts.all() == []
+    lost = scene.served(ONE)
+    scene.die(lost)
+    status = context_status(lost)
+    assert (status.state, status.memory_bytes, status.fences) == ("lost", 0, 0)
+    assert scene.contexts.all() == [lost]

@@ -73,6 +73,7 @@ def test_stop_with_a_hanging_worker(start_service: StartService) -> None:
     with lab.vmm() as vmm:
         context = vmm.gpu.create_context("stuck")
         stuck = context.submit(struct.pack("<II", 3, 0))
+        vmm.gpu.call(commands.get_display_info()).check("what is behind it")  # so it was taken from the queue by now
         vmm.front_end.get_vring_base(0)
         vmm.gpu.reap()
         assert stuck.done

@@ -14,11 +14,11 @@ import pytest
 from ipc import messages
 from ipc.channel import Channel, channel_pair
 from ipc.messages import CONTROL, AttachResource, CreateContext, DestroyContext, DetachResource, Message
-from master.blame import Blame
 from master.capsets import Capset
 from master.contexts import Contexts
 from master.dispatch import Dispatcher
 from master.display import DisplayInfoCallback, EdidCallback, Headless
+from master.hostile_socket import refuse_descriptors
 from master.lane_worker import LaneWorker
 from master.scanout import Readbacks, Scanouts
 from master.virtio_gpu import CONTROL_QUEUE, CURSOR_QUEUE, Feature
@@ -27,6 +27,7 @@ from master.wire import Rect as MasterRect
 from native.dataplane import Command, Status, WorkDone
 from native.dataplane import Rect as NativeRect
 from resource_table import ResourceTable
+from tests.contexts_lab import plain_contexts
 from tests.fake_vmm import Format, GpuCommand, Rect, ResourceDescription, Resp, Response, commands, wire
 from tests.fake_vmm.command_queue import Pending
 from tests.plane_rig import LIMIT, PlaneRig, PlayedWorker, Record, plane_rig
@@ -96,6 +97,7 @@ class PlayedSupervisor:
         played = PlayedWorker(len(self.played) + 1)
         self._rig.plane.add_lane(played.lane)
         ours, theirs = channel_pair()
+        refuse_descriptors(ours)  # as the supervisor's
         theirs.close()
         channel = Channel(ours, messages.FROM_WORKER)
         worker = LaneWorker(played.lane.number, channel, plane=self._rig.plane, lane=played.lane)
@@ -120,8 +122,7 @@ class Machine:
         self.display = AbsentMindedDisplay()
         self.supervisor = PlayedSupervisor(rig)
         self.table = ResourceTable()
-        self.blames: list[Blame] = []
-        self.contexts = Contexts(rig.plane, self.supervisor, self.table, self.blames.append)  # type: ignore[arg-type]
+        self.contexts = plain_contexts(rig.plane, self.supervisor, self.table)
         self.readbacks = Readbacks(rig.plane, self.contexts)
         self.scanouts = Scanouts(self.display, 1, self.readbacks, rig.plane)
         self.dispatcher = Dispatcher(rig.plane, self.table, self.contexts, self.scanouts, CAPSETS)
@@ -593,7 +594,7 @@ def test_reset_leaves_nothing_the_guest_made(machine: Machine) -> None:
     machine.dispatcher.reset()
     assert len(machine.table) == len(machine.contexts) == 0
     assert machine.display.shown[-1] == (0, 0)
-    assert [worker.doom for worker in machine.supervisor.taken] == ["device reset"]
+    assert [(worker.dismissed, worker.doom) for worker in machine.supervisor.taken] == [(True, None)]
     machine.ok(picture_2d(2), commands.resource_create_3d(1, PICTURE))  # the plane has forgotten the ids too
     machine.context(ONE)
     machine.ok(commands.ctx_attach_resource(ONE, 1))

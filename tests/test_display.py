@@ -202,6 +202,18 @@ def test_an_edid_is_made_where_the_front_end_gives_none(peer: Peer) -> None:
     assert edids == [make_edid(1024, 768), None]
 
 
+@pytest.mark.parametrize(("width", "height"), [(187, 0), (0, 0), (15, 600), (0xFFFF_FFFF, 1)])
+def test_an_edid_is_made_where_the_front_end_tells_of_a_size_that_has_none(peer: Peer, width: int, height: int) -> None:
+    edids: list[bytes | None] = []
+    peer.negotiate(DMABUF2)
+    peer.link.get_display_info(lambda _modes: None)
+    peer.messages()
+    body = wire.display_info_body([DisplayMode(Rect(0, 0, width, height), enabled=True)])
+    peer.reply(Req.GET_DISPLAY_INFO, bytes(24) + body)
+    peer.link.get_edid(0, edids.append)
+    assert edids == [make_edid(800, 600)]
+
+
 # Scanouts and updates
 
 

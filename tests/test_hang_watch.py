@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from master.hang_watch import DEBT_LIMIT, START_LIMIT, HangWatch
+from master.blame import Cause, CauseKind
+from master.hang_watch import DEBT_LIMIT, HangWatch
+from master.worker import START_LIMIT
 from native.dataplane import LaneProgress
 
 TIMEOUT = 10.0
@@ -20,8 +22,9 @@ class FakeWorker:
     serving: bool = True
     killed: str = ""
 
-    def kill(self, why: str) -> None:
-        self.dead, self.killed = True, why
+    def give_up(self, why: Cause) -> None:
+        assert why.kind is CauseKind.HANG
+        self.dead, self.killed = True, why.text
 
 
 @dataclass

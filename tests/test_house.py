@@ -27,7 +27,10 @@ MAY_IMPORT = {
 PACKAGES = {*MAY_IMPORT, "tests", "bench"}
 
 # What the master may know of context_worker's inside: the rest of it would bring a driver in.
-MASTER_MAY_KNOW = {("context_worker.lockdown", "WORKER_ENVIRONMENT")}
+MASTER_MAY_KNOW = {
+    ("context_worker.environment", "WORKER_ENVIRONMENT"),
+    ("context_worker.exit_code", "ExitCode"),
+}
 
 # Beyond the standard library, and nothing else: what set-up installs for the service.
 MAY_REQUIRE = {
@@ -93,13 +96,14 @@ def test_the_master_knows_workers_by_their_messages_alone() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_only_workers_use_the_engines_module() -> None:
+@pytest.mark.parametrize("native", ["engines", "sandbox"])
+def test_only_workers_use_what_is_theirs(native: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {module} {name}"
         for package in ("master", "resource_table", "ipc")
         for path in sources(package)
         for line, module, name in imports(path)
-        if "engines" in module.split(".")[1:] or "_engines" in module or name in {"engines", "_engines"}
+        if {native, f"_{native}"} & {*module.split(".")[1:], name}
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -1,13 +1,15 @@
 """ipc.channel: messages with their descriptors, and everything that is not as declared."""
 
 import array
+import errno
 import os
 import socket
+from typing import Any, cast
 
 import pytest
 
 from ipc import messages
-from ipc.channel import Channel, channel_pair
+from ipc.channel import FDS_PATIENCE, Channel, channel_pair, send_fds
 from ipc.errors import ChannelClosed, ProtocolError
 from ipc.messages import EngineName, Exited, Spawned, SpawnWorker
 from native.owned_fd import OwnedFd
@@ -35,7 +37,7 @@ def send_raw(raw: socket.socket, data: bytes, fds: list[int]) -> None:
 
 def test_a_message_arrives_with_its_descriptors_in_order() -> None:
     ours, theirs = channel_pair()
-    files = [OwnedFd(os.memfd_create(f"file{n}")) for n in range(5)]
+    files = [OwnedFd(os.memfd_create(f"file{n}")) for n in range(SpawnWorker.FDS)]
     message = SpawnWorker(3, EngineName.NULL)
     with Channel(ours, ALL) as sender, Channel(theirs, ALL) as receiver:
         sender.send(message, files)
@@ -49,36 +51,36 @@ def test_a_message_arrives_with_its_descriptors_in_order() -> None:
 def test_messages_keep_their_borders(ends: tuple[socket.socket, Channel]) -> None:
     raw, channel = ends
     for number in (1, 2, 3):
-        raw.send(Exited(number, number, 0).encode())
-    assert [channel.recv()[0] for _ in range(3)] == [Exited(n, n, 0) for n in (1, 2, 3)]
+        raw.send(Exited(number, 0).encode())
+    assert [channel.recv()[0] for _ in range(3)] == [Exited(n, 0) for n in (1, 2, 3)]
     assert channel.recv_nowait() is None
 
 
 def test_the_end_of_the_other_side(ends: tuple[socket.socket, Channel]) -> None:
     raw, channel = ends
-    raw.send(Exited(1, 1, 0).encode())
+    raw.send(Exited(1, 0).encode())
     raw.close()
-    assert channel.recv()[0] == Exited(1, 1, 0)
+    assert channel.recv()[0] == Exited(1, 0)
     with pytest.raises(ChannelClosed):
         channel.recv()
     with pytest.raises(ChannelClosed):
         channel.recv_nowait()
     with pytest.raises(ChannelClosed):
-        channel.send(Exited(1, 1, 0))
+        channel.send(Exited(1, 0))
 
 
 @pytest.mark.parametrize(
     ("data", "fd_count"),
     [
-        (Spawned(1, 1).encode(), 0),
-        (Spawned(1, 1).encode(), 2),
-        (Exited(1, 1, 0).encode(), 1),
-        (SpawnWorker(1, EngineName.NULL).encode(), 4),
-        (SpawnWorker(1, EngineName.NULL).encode(), 6),
+        (Spawned(1).encode(), 0),
+        (Spawned(1).encode(), 2),
+        (Exited(1, 0).encode(), 1),
+        (SpawnWorker(1, EngineName.NULL).encode(), SpawnWorker.FDS - 1),
+        (SpawnWorker(1, EngineName.NULL).encode(), SpawnWorker.FDS + 1),
         (SpawnWorker(1, EngineName.NULL).encode(), 50),
         (b"\0", 1),
         (b"\xff" * 20, 1),
-        (Spawned(1, 1).encode() + b"\0", 1),
+        (Spawned(1).encode() + b"\0", 1),
         (bytes(100_000), 1),
     ],
 )
@@ -99,7 +101,7 @@ def test_anything_else_leaves_nothing_open(
 def test_messages_of_another_direction_are_refused() -> None:
     ours, theirs = channel_pair()
     with Channel(ours, ()) as sender, Channel(theirs, messages.TO_LAUNCHER) as receiver:
-        sender.send(Exited(1, 1, 0))
+        sender.send(Exited(1, 0))
         with pytest.raises(ProtocolError):
             receiver.recv()
 
@@ -107,7 +109,7 @@ def test_messages_of_another_direction_are_refused() -> None:
 def test_the_sender_must_know_how_many_descriptors_there_are() -> None:
     ours, theirs = channel_pair()
     with theirs, Channel(ours, ALL) as channel, pytest.raises(ValueError):
-        channel.send(Spawned(1, 1))
+        channel.send(Spawned(1))
 
 
 def test_only_seqpacket_sockets_make_a_channel() -> None:
@@ -116,3 +118,27 @@ def test_only_seqpacket_sockets_make_a_channel() -> None:
         Channel.from_fd(stream.fileno(), ALL)
     with OwnedFd(os.memfd_create("file")) as file, pytest.raises(OSError):
         Channel.from_fd(file.fd, ALL)
+
+
+class FullSocket:
+    """One that refuses descriptors so many times, as the kernel does while too many are under way."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+        self.sent: list[bytes] = []
+
+    def sendmsg(self, buffers: list[bytes], ancillary: object, flags: int) -> int:
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")
+        self.sent += buffers
+        return sum(map(len, buffers))
+
+
+def test_descriptors_wait_for_those_of_others_if_they_may() -> None:
+    full = FullSocket(3)
+    with pytest.raises(OSError) as refused:
+        send_fds(cast(Any, full), b"impatient", [0])
+    assert refused.value.errno == errno.ETOOMANYREFS
+    send_fds(cast(Any, full), b"patient", [0], FDS_PATIENCE)
+    assert full.refusals == 0 and full.sent == [b"patient"]

@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 
 from ipc import messages
 from ipc.errors import ProtocolError
-from ipc.fields import Blob, Choice, Field, Flags, Integer, Text
-from ipc.messages import AttachResource, Capability, Capset, CreateContext, EngineName, Exited, Message, Ready
+from ipc.fields import Blob, Boolean, Choice, Field, Flags, Integer, Text
+from ipc.messages import (
+    AttachResource,
+    Capability,
+    Capset,
+    CreateContext,
+    Denied,
+    EngineName,
+    Exited,
+    Message,
+    Ready,
+)
 
 ALL = tuple(messages.MESSAGES.values())
 
@@ -22,6 +32,8 @@ def values_of(field: Field) -> st.SearchStrategy[object]:
             low = -(1 << (8 * size - 1)) if signed else 0
             high = (1 << (8 * size - signed)) - 1
             return st.integers(low if minimum is None else max(low, minimum), high)
+        case Boolean():
+            return st.booleans()
         case Text(size):
             return st.text(st.characters(min_codepoint=1, max_codepoint=255), max_size=size - 1)
         case Choice(kind):
@@ -98,8 +110,10 @@ def patched(message: Message, name: str, data: bytes) -> bytes:
         (CreateContext(1, 2, "kmscube"), "name", b"x" * 72),
         (CreateContext(1, 2, "kmscube"), "name", b"kmscube\0junk".ljust(72, b"\0")),
         (CreateContext(1, 2, "kmscube"), "ctx_id", bytes(4)),
-        (Ready(1, EngineName.NULL, Capability(0), "", ""), "engine", b"vulcan".ljust(16, b"\0")),
-        (Ready(1, EngineName.NULL, Capability(0), "", ""), "capabilities", (1 << 30).to_bytes(4, "little")),
+        (Ready(EngineName.NULL, Capability(0), "", ""), "engine", b"vulcan".ljust(16, b"\0")),
+        (Ready(EngineName.NULL, Capability(0), "", ""), "capabilities", (1 << 30).to_bytes(4, "little")),
+        (Denied(1, "socket", False), "audit", (2).to_bytes(4, "little")),
+        (Denied(1, "socket", True), "name", b"x" * 32),
         (Capset(1, 1, b"abc"), "data", (messages.MAX_CAPSET_BYTES + 1).to_bytes(4, "little") + bytes(8192)),
         (Capset(1, 1, b"abc"), "data", (2).to_bytes(4, "little") + b"abc".ljust(8192, b"\0")),
     ],
@@ -116,7 +130,9 @@ def test_values_out_of_range_are_refused(message: Message, name: str, data: byte
         CreateContext(1 << 32, 2, "x"),
         CreateContext(1, 2, "x" * 72),
         CreateContext(1, 2, "nul\0inside"),
-        Exited(1, 1, 1 << 31),
+        Exited(1, 1 << 31),
+        Denied(1, "x" * 32, True),
+        Denied(1, "socket", 1),  # type: ignore[arg-type]
         Capset(1, 1, bytes(messages.MAX_CAPSET_BYTES + 1)),
         AttachResource(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, -1),
     ],
@@ -133,6 +149,10 @@ def test_a_guest_s_debug_name_of_64_arbitrary_bytes_fits() -> None:
 
 
 def test_long_driver_strings_are_clipped() -> None:
-    ready = messages.ready(1, EngineName.VIRGL, Capability(0), "r\0" * 1000, "∞")
-    assert messages.decode(ready.encode(), ALL) == Ready(1, EngineName.VIRGL, Capability(0), "r" * 255, "?")
+    ready = messages.ready(EngineName.VIRGL, Capability(0), "r\0" * 1000, "∞")
+    assert messages.decode(ready.encode(), ALL) == Ready(EngineName.VIRGL, Capability(0), "r" * 255, "?")
     assert messages.fault("x" * 1000).text == "x" * 255
+
+
+def test_names_of_system_calls_are_clipped() -> None:
+    assert messages.denied(3, "x" * 100, True) == Denied(3, "x" * 31, True)

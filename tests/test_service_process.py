@@ -22,6 +22,9 @@ from tests.vm.workers import context_workers
 LOADERS = ("libvirglrenderer", "libEGL.", "libGL", "libOpenGL", "libvulkan.", "libepoxy", "libgbm")
 DRIVERS = ("libEGL_", "libGLX_", "libgallium", "swrast_", "kms_swrast_", "libvulkan_", "libLLVM", "libnvidia")
 
+# Our own modules that only workers and their launcher have a use for.
+THEIRS = ("_engines.", "_sandbox.", "libseccomp")
+
 
 def loaded(pid: int, names: tuple[str, ...]) -> set[str]:
     """Those files mapped into a process whose names begin with one of `names`."""
@@ -41,7 +44,7 @@ def draw(vmm: FakeVmm) -> ScenePlayer:
 def test_the_master_loads_no_driver(service: ServiceProcess, vmm: FakeVmm) -> None:
     player = draw(vmm)
     assert loaded(service.pid, ("_dataplane",))
-    assert loaded(service.pid, (*LOADERS, *DRIVERS)) == set()
+    assert loaded(service.pid, (*LOADERS, *DRIVERS, *THEIRS)) == set()
     player.destroy()
 
 
@@ -51,6 +54,7 @@ def test_workers_load_drivers_and_their_launcher_does_not(service: ServiceProces
     (worker,) = context_workers(service.pid)
     assert loaded(worker.pid, LOADERS)
     assert loaded(worker.pid, DRIVERS)
+    assert len(loaded(worker.pid, THEIRS)) == len(THEIRS)
     # The launcher holds the code that its children run, but forks them before a driver is there: drivers have threads.
     launcher = psutil.Process(psutil.Process(worker.pid).ppid())
     assert launcher.pid != service.pid

@@ -11,16 +11,31 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ipc.messages import CreateContext, DestroyContext, EngineName, Fault
+from ipc import messages
+from ipc.channel import Channel, channel_pair
+from ipc.messages import (
+    CreateContext,
+    Denied,
+    DestroyContext,
+    EngineName,
+    Exited,
+    Fault,
+    Message,
+    Spawned,
+    SpawnFailed,
+)
 from master import supervisor as supervisor_module
+from master.blame import Cause, CauseKind
 from master.lane_worker import LaneWorker
 from master.supervisor import NoWorkers
 from native.dataplane import COMPLETE, Plane, Status, WorkDone
+from native.owned_fd import OwnedFd
 from tests.device_lab import gone
 from tests.vm.waiting import wait_until
 from tests.worker_nursery import WorkerNursery, worker_nursery
 
 LIMIT = 30.0
+NOT_WANTED = Cause(kind=CauseKind.OPERATOR, text="not wanted")
 CREATE = CreateContext(1, 0, "program").encode()
 NOT_A_MESSAGE = b"\xff" * 8
 
@@ -76,8 +91,9 @@ def children() -> set[int]:
 
 
 def launcher_of(worker: LaneWorker) -> psutil.Process:
+    """Whoever forked it; in a sandbox that is the first process of a pid namespace, which another has made."""
     launcher = psutil.Process(worker.pid).parent()
-    assert launcher is not None and launcher.ppid() == os.getpid()
+    assert launcher is not None and os.getpid() in {parent.pid for parent in launcher.parents()[:2]}
     return launcher
 
 
@@ -216,6 +232,18 @@ def test_death_loses_the_lane_before_the_owner_is_told(nursery: WorkerNursery, o
     assert not psutil.pid_exists(worker.pid)
 
 
+def test_a_spare_that_does_not_start_is_ended(nursery: WorkerNursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    nursery.started()
+    nursery.until_spares_serve(1)
+    nursery.supervisor.take()
+    monkeypatch.setattr(supervisor_module, "START_LIMIT", 0.5)
+    slow = nursery.supervisor.take()
+    nursery.driver.loop.remove_reader(slow.channel)  # nobody hears that it serves
+    nursery.until(lambda: slow.dead, "its end")
+    assert slow.doom is not None and slow.doom.kind is CauseKind.STARTUP
+    assert "did not start" in slow.doom.text
+
+
 def test_an_exit_gives_the_wait_status(nursery: WorkerNursery, owner: Owner) -> None:
     worker = nursery.started()
     nursery.supervisor.take()
@@ -245,20 +273,25 @@ def test_one_that_is_killed_before_it_exists_is_killed_once_it_does(nursery: Wor
     nursery.started()
     nursery.supervisor.take()
     cold = nursery.supervisor.take()
-    cold.kill("not wanted")
-    assert cold.pid == 0 and cold.doom == "not wanted"
+    cold.kill(NOT_WANTED)
+    assert cold.pid == 0 and cold.doom == NOT_WANTED
     nursery.until(lambda: "reaped" in owner.of(cold), "its burial")
     assert cold.wait_status == signal.SIGKILL
     assert owner.of(cold) == ["gone", "reaped"]
 
 
-def test_a_dead_spare_is_replaced_and_no_matter_of_the_owner(nursery: WorkerNursery, owner: Owner) -> None:
+def test_a_dead_spare_is_replaced_and_no_matter_of_the_owner(
+    nursery: WorkerNursery, owner: Owner, caplog: pytest.LogCaptureFixture
+) -> None:
     spare = nursery.started()
     os.kill(spare.pid, signal.SIGKILL)
     nursery.until(lambda: spare not in nursery.supervisor.workers(), "its burial")
     (other,) = nursery.until_spares_serve(1)
     assert other is not spare
     assert "gone" not in owner.of(spare) and not nursery.fatal
+    assert caplog.messages == [
+        f"a worker that served nobody ended: spare (worker {spare.pid}): killed by SIGKILL"
+    ]
 
 
 def test_a_first_worker_that_cannot_start() -> None:
@@ -283,7 +316,7 @@ def test_a_launcher_that_dies_young_is_fatal(
     nursery.until(lambda: nursery.fatal, "that it gives up")
     assert len(nursery.fatal) == 1 and "launcher" in nursery.fatal[0]
     assert owner.of(worker) == ["gone", "reaped"] and owner.lane_lost == [True]
-    assert worker.doom == "the launcher ended" and worker.wait_status is None
+    assert worker.doom is not None and worker.doom.kind is CauseKind.LAUNCHER and worker.wait_status is None
     assert nursery.supervisor.workers() == []
     wait_until(lambda: gone(worker.pid) and gone(spare.pid), "the end of its workers", LIMIT)
 
@@ -300,8 +333,92 @@ def test_a_launcher_that_has_lived_is_replaced(
     nursery.until(lambda: "reaped" in owner.of(worker), "the end of its workers")
     (other,) = nursery.until_spares_serve(1)
     assert other is not spare and launcher_of(other).pid != before
-    assert not nursery.fatal and not psutil.pid_exists(before)
+    wait_until(lambda: gone(before), "the end of the launcher", LIMIT)
+    assert not nursery.fatal
     assert nursery.supervisor.take() is other
+
+
+def pidfd_of(worker: LaneWorker) -> OwnedFd:
+    return OwnedFd(os.pidfd_open(worker.pid))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    ["spawned twice", "spawned as something else", "failed after it was spawned", "ended while it lives"],
+)
+def test_a_launcher_that_lies_is_ended(
+    nursery: WorkerNursery, owner: Owner, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
+    monkeypatch.setattr(supervisor_module, "LAUNCHER_GRACE", 0.0)
+    worker = nursery.started()
+    assert nursery.supervisor.take() is worker
+    nursery.until_spares_serve(1, worker)
+    launcher = launcher_of(worker).pid
+    cold = nursery.supervisor.take() if lie == "spawned as something else" else worker
+    if cold is not worker:  # the spare: as if it had not been spawned
+        assert cold.pidfd is not None
+        nursery.driver.loop.remove_reader(cold.pidfd)
+        cold.pidfd.close()
+        cold.pidfd = None
+    said: dict[str, tuple[Message, list[OwnedFd]]] = {
+        "spawned twice": (Spawned(worker.worker_id), [pidfd_of(worker)]),
+        "spawned as something else": (Spawned(cold.worker_id), [OwnedFd(os.memfd_create("no pidfd"))]),
+        "failed after it was spawned": (SpawnFailed(worker.worker_id, 2**32 - 1), []),
+        "ended while it lives": (Exited(worker.worker_id, 0), []),
+    }
+    ours, theirs = channel_pair()
+    channel = nursery.supervisor._channel
+    assert channel is not None
+    with Channel(theirs, messages.FROM_LAUNCHER) as end:
+        message, fds = said[lie]
+        end.send(message, fds)
+        for fd in (fd for _, fds in said.values() for fd in fds):
+            fd.close()
+        monkeypatch.setattr(channel, "recv_nowait", Channel(ours, messages.FROM_LAUNCHER).recv_nowait)
+        nursery.supervisor._hear_launcher()
+    wait_until(lambda: gone(launcher) and gone(worker.pid), "the end of the launcher and its workers", LIMIT)
+    assert owner.of(worker) == ["gone", "reaped"]
+    assert worker.doom is not None and worker.doom.kind is CauseKind.LAUNCHER and not nursery.fatal
+    nursery.until_spares_serve(1)
+
+
+def test_what_the_launcher_says_of_nobody_is_nothing(nursery: WorkerNursery) -> None:
+    worker = nursery.started()
+    before = open_files()
+    nursery.supervisor._on_launcher(Spawned(4711), [pidfd_of(worker)])
+    for message in (Exited(4711, 0), SpawnFailed(4711, 1), Denied(4711, "ptrace", audit=False)):
+        nursery.supervisor._on_launcher(message, [])
+    assert open_files() == before and nursery.supervisor.take() is worker
+
+
+def test_a_worker_that_cannot_be_started_has_an_errno_in_words(
+    nursery: WorkerNursery, owner: Owner, caplog: pytest.LogCaptureFixture
+) -> None:
+    nursery.started()
+    nursery.supervisor.take()
+    for errno_, words in ((12, "Cannot allocate memory"), (2**32 - 1, "error 4294967295")):
+        cold = nursery.supervisor._spawn()
+        nursery.supervisor._on_launcher(SpawnFailed(cold.worker_id, errno_), [])
+        assert cold.doom == Cause(kind=CauseKind.STARTUP, text=f"could not be started: {words}")
+        assert owner.of(cold) == ["gone", "reaped"] and words in caplog.text
+
+
+def test_what_the_sandbox_denied_is_remembered_or_told(
+    nursery: WorkerNursery, owner: Owner, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = nursery.started()
+    nursery.supervisor.take()
+    worker.serves = "ctx 1 kmscube"
+    nursery.supervisor._on_launcher(Denied(worker.worker_id, "ptrace\x1b", audit=True), [])
+    assert worker.denied is None
+    line = f"audit: ctx 1 kmscube (worker {worker.pid}) made a system call that the sandbox would forbid: "
+    assert caplog.messages == [line + r"ptrace\x1b"]
+    nursery.supervisor._on_launcher(Denied(worker.worker_id, "ptrace", audit=False), [])
+    os.kill(worker.pid, signal.SIGKILL)
+    nursery.until(lambda: "reaped" in owner.of(worker), "its burial")
+    assert worker.cause() == Cause(
+        kind=CauseKind.SYSCALL, text="made a system call that the sandbox forbids: ptrace", syscall="ptrace"
+    )
 
 
 # --- close ----------------------------------------------------------------------------------------------------------

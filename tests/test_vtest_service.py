@@ -22,6 +22,7 @@ from tests.conftest import ServiceFactory
 from tests.fake_vtest.client import VtestClient
 from tests.service_lab import LIMIT, gone, until
 from tests.service_process import ServiceEnded, ServiceProcess
+from tests.test_hostile_socket import needs_the_kernel, send_fd
 from tests.test_peer import NOBODY, ONLY_ROOT, Stranger
 from tests.vtest_lab import GEARS, GEARS_FRAMES, OPTIONS, SPARES, MesaProgram, VtestLab, connect, is_served
 from tests.vtest_pictures import Picture, assert_same_picture, read_ppm
@@ -85,6 +86,14 @@ def test_clients_in_a_burst_are_all_served(lab: VtestLab) -> None:
         connections = [stack.enter_context(lab.connect()) for _ in range(count)]
         assert all([is_served(connection) for connection in connections])
         assert len({worker.pid for worker in lab.wait_for_workers(count)}) == count
+
+
+@needs_the_kernel
+def test_clients_send_no_descriptors(lab: VtestLab) -> None:
+    with lab.nothing_left(), lab.connect() as connection:
+        with pytest.raises(PermissionError):
+            send_fd(connection.socket, 0)
+        assert is_served(connection)
 
 
 def test_a_spare_is_taken_and_another_made(lab: VtestLab) -> None:

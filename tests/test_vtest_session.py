@@ -8,6 +8,7 @@ import select
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from native.vtest import ClientLeft, ClientRefused, EngineFault, MasterGone, Mas
 from tests.fake_vtest import Batch, BlobMemory, Box, Command, SyncPoint, Texture, VtestClient, client_pair
 from tests.fake_vtest.client import LIMIT
 from tests.fake_vtest.protocol import pack_words
-from tests.ring_producer import wait_readable
+from tests.ring_producer import wait_readable, wait_until
 from tests.vtest_session import Null, SessionThread, connected, session_thread
 
 BUFFER = Texture(target=0, format=64, bind=1 << 17, width=64)
@@ -226,6 +227,25 @@ def test_a_transfer_in_the_stream_has_exactly_its_bytes(client: VtestClient) -> 
             size
         )  # the null engine writes nothing, nor does old memory show
     assert not client.busy_wait(5, wait=True)
+
+
+def anonymous_mib() -> int:
+    """Of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) >> 10
+
+
+def test_memory_for_a_huge_transfer_is_not_kept(client: VtestClient) -> None:
+    client.resource_create(5, BUFFER)
+    piece, count = bytes(1 << 20), 200
+    assert client.ping()
+    before = anonymous_mib()
+    arguments = pack_words(5, 0, 0, 0, *Box(0, 0, 0, 1, 1, 1), count * len(piece))
+    client.command(Command.TRANSFER_PUT, arguments, 11)
+    for _ in range(count):
+        client.send(piece)
+    assert client.ping()
+    wait_until(lambda: anonymous_mib() < before + count // 2, "the memory to go")
 
 
 def test_a_transfer_through_memory_has_no_data_whatever_its_length_says(client: VtestClient) -> None:

@@ -20,7 +20,7 @@ import psutil
 from bench.clients.build import Programs
 from tests.fake_vtest.client import ConnectionLost, VtestClient
 from tests.fake_vtest.protocol import Command, pack_words
-from tests.service_lab import LIMIT, ServiceLab
+from tests.service_lab import LIMIT, RunningService, ServiceLab
 from tests.service_process import ServiceProcess
 from tests.vm.waiting import wait_until
 
@@ -65,6 +65,8 @@ class ClientWorker:
 
 class VtestLab(ServiceLab):
     """A vtest service. It must have been started with OPTIONS among its arguments."""
+
+    service: ServiceProcess
 
     def __init__(self, service: ServiceProcess, spares: int = SPARES) -> None:
         super().__init__(service, spares)
@@ -116,7 +118,7 @@ class MesaProgram:
     """
 
     def __init__(
-        self, programs: Programs, service: ServiceProcess | None, *arguments: str, picture: Path | None = None
+        self, programs: Programs, service: RunningService | None, *arguments: str, picture: Path | None = None
     ) -> None:
         environment = {
             **os.environ,

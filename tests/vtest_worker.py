@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from ipc import messages
 from ipc.channel import Channel, channel_pair
-from ipc.messages import Capset, CapsetsDone, EngineName, Exited, Message, Ready, ServeVtest, Spawned, SpawnVtestWorker
+from ipc.messages import Capset, CapsetsDone, EngineName, Message, Ready, ServeVtest, Spawned, SpawnVtestWorker
 from native.owned_fd import OwnedFd
+from native.pidfd import pid_of
 from tests.fake_vtest import VtestClient, client_pair
 from tests.ring_producer import Launcher, wait_readable
 
@@ -63,24 +64,20 @@ class VtestLauncher(Launcher):
         ours, theirs = channel_pair()
         worker_id = len(self.vtest_workers) + 1
         with theirs:
-            self.channel.send(SpawnVtestWorker(worker_id, engine), [theirs.fileno()])
+            self.channel.send(SpawnVtestWorker(worker_id, engine), [theirs.fileno(), self.output])
         while not isinstance((received := self._recv())[0], Spawned):
-            self._note(received[0])
+            self.note(received[0])
         spawned, fds = received
         assert isinstance(spawned, Spawned)
-        worker = VtestWorker(worker_id, spawned.pid, fds[0], Channel(ours, messages.FROM_WORKER))
+        worker = VtestWorker(worker_id, pid_of(fds[0]), fds[0], Channel(ours, messages.FROM_WORKER))
         self.vtest_workers.append(worker)
         worker.wait_ready()
         return worker
 
-    def _note(self, message: Message) -> None:
-        assert isinstance(message, Exited), message
-        self._exited[message.worker_id] = message
-
     def exit_code(self, worker: VtestWorker) -> int:
         """Wait for a worker's end; its exit code, or minus the signal that ended it."""
         while worker.worker_id not in self._exited:
-            self._note(self._recv()[0])
+            self.note(self._recv()[0])
         return os.waitstatus_to_exitcode(self._exited[worker.worker_id].wait_status)
 
     def close(self) -> None:

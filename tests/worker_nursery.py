@@ -24,13 +24,19 @@ class WorkerNursery:
     gave up for.
     """
 
-    def __init__(self, spares: int, engine: EngineName = EngineName.NULL, render_node: Path | None = None) -> None:
+    def __init__(
+        self,
+        spares: int,
+        engine: EngineName = EngineName.NULL,
+        render_node: Path | None = None,
+        settings: LaunchSettings | None = None,
+    ) -> None:
         self.driver = LoopDriver()
         self.plane = Plane()
         self.plane.start()
         self.fatal: list[str] = []
         self.on_work_done: Callable[[WorkDone], object] = lambda _done: None
-        settings = LaunchSettings(render_node=render_node, log_level="ERROR")
+        settings = settings or LaunchSettings(render_node=render_node, log_level="ERROR")
         self.supervisor = Supervisor(
             self.driver.loop, LaneWorkers(self.plane, engine), spares, settings, self.fatal.append
         )

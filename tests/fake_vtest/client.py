@@ -67,7 +67,10 @@ class VtestClient:
     def receive_fd(self) -> OwnedFd:
         """The descriptor that comes with one byte of its own. Raises ConnectionLost."""
         room = socket.CMSG_SPACE(4 * array.array("i").itemsize)
-        data, ancillary, _, _ = self.socket.recvmsg(1, room, socket.MSG_CMSG_CLOEXEC)
+        try:
+            data, ancillary, _, _ = self.socket.recvmsg(1, room, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError as error:
+            raise ConnectionLost from error
         if not data:
             raise ConnectionLost
         numbers = array.array("i")

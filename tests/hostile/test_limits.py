@@ -19,7 +19,7 @@ MAX_RESOURCES = 1 << 16
 @pytest.fixture(scope="module")
 def null_lab(start_service: Callable[..., ServiceProcess]) -> Iterator[DeviceLab]:
     """Workers without a driver, since there will be many."""
-    service = start_service([*OPTIONS, "--engine=null"])
+    service = start_service([*OPTIONS, "--engine=null", "--spawn-rate=100000/1"])
     yield DeviceLab(service)
     assert service.stop() == 0
 

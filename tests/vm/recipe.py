@@ -100,7 +100,7 @@ GL_ROOT = RootRecipe(
     (
         *(*_ROOT_BASE, *_MESA, "libglx-mesa0"),
         *("qemu-system-common", "qemu-system-gui", "qemu-system-modules-opengl", "qemu-system-x86"),
-        *("gcc", "libc6-dev", "libegl-dev", "libvirglrenderer-dev", "pkg-config"),
+        *("gcc", "libc6-dev", "libegl-dev", "libseccomp-dev", "libvirglrenderer-dev", "pkg-config"),
         *("python3", "python3-cffi", "python3-dev", "python3-opengl", "python3-setproctitle", "python3-setuptools"),
     ),
     backports=Recipe.backports,
