@@ -21,7 +21,10 @@ _IN_THIS_PYTHON = "import sys; from master.cli import vhost_user_gpu_main; sys.e
 _SOURCES = Path(__file__).resolve().parents[2]
 
 _RENDERING = re.compile(r"rendering by (?P<engine>\S+): (?P<renderer>.+)")
-_LOST = re.compile(r"context lost: ctx (?P<ctx>\d+) (?P<name>.*) \(worker (?P<pid>\d+)\): (?P<cause>.+)")
+_LOST = re.compile(  # from the beginning of a line, where workers cannot write
+    r"^isorend: error: (?:\(\d+ lines were left out\) )?"
+    r"(?P<words>context lost: ctx (?P<ctx>\d+) (?P<name>.*) \(worker (?P<pid>\d+)\): (?P<cause>[^;]+))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class DemoService(BackEndProcess):
     def lost_contexts(self) -> list[LostContext]:
         """All that the service has reported so far, in order."""
         matches = map(_LOST.search, self.log.splitlines())
-        return [LostContext(int(m["ctx"]), m["name"], int(m["pid"]), m["cause"], m[0]) for m in matches if m]
+        return [LostContext(int(m["ctx"]), m["name"], int(m["pid"]), m["cause"], m["words"]) for m in matches if m]
 
     def last_words(self) -> str:
         """The last line of its log, for a person."""
