@@ -2,6 +2,8 @@
 # make test        set up, then all checks and all tests; TESTS='tests/test_cli.py -x' gives pytest other arguments
 # make bench       set up, then measure side by side with the peers; BENCH='clients --quick' gives python -m bench arguments
 # make piglit      set up, then run a part of piglit through isorend and through virgl_test_server, and compare
+# make fuzz        set up, then fuzz each target for a minute; FUZZ='virtqueue --seconds 3600' gives python -m tests.fuzz arguments
+# make soak        set up, then half an hour of programs that come, go and die; SOAK='--minutes 600' gives python -m tests.soak arguments
 # make lint        ruff and mypy (the C code is checked by every build: -Wall -Wextra -Werror)
 # make setup       Debian packages, .venv, native modules
 # make clean       remove what was built here (not .venv, not the cached VM lab)
@@ -10,9 +12,11 @@ PYTHON := .venv/bin/python
 TESTS ?= tests
 BENCH ?=
 PIGLIT ?=
+SOAK ?=
+FUZZ ?=
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test bench piglit lint setup clean
+.PHONY: demo test bench piglit fuzz soak lint setup clean
 
 demo:
 	@bash .ci/setup $(if $(VM),vm)
@@ -30,6 +34,14 @@ bench:
 piglit:
 	@bash .ci/setup
 	$(PYTHON) -m tests.piglit $(PIGLIT)
+
+fuzz:
+	@bash .ci/setup
+	$(PYTHON) -m tests.fuzz $(FUZZ)
+
+soak:
+	@bash .ci/setup
+	$(PYTHON) -m tests.soak $(SOAK)
 
 lint:
 	.venv/bin/ruff check --quiet
