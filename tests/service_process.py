@@ -9,6 +9,7 @@ Names of processes hold pytest's pid, since two pytests may run in one tree and 
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import re
@@ -60,6 +61,7 @@ class ServiceProcess:
         env: Mapping[str, str] | None = None,
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="isorend-"))
+        atexit.register(shutil.rmtree, self._directory, ignore_errors=True)  # for whoever does not stop it
         self.runtime_directory = self._directory
         """XDG_RUNTIME_DIR of this service, unless `env` has another: nobody else's service is there."""
         self.socket_path = self._directory / SOCKET_NAMES[command[0]]
