@@ -12,7 +12,6 @@ The worker at the other end is hostile as soon as it is sealed. It has closed it
 nothing that comes from there is believed, and nothing here waits for a worker.
 """
 
-import array
 import logging
 import select
 import selectors
@@ -25,14 +24,13 @@ from dataclasses import dataclass, field
 from context_worker.sandbox_mode import SandboxMode
 from context_worker.seccomp import LISTENER, RECEIVED
 from ipc import messages
-from ipc.channel import Channel
+from ipc.channel import FD_BYTES, Channel, descriptors
 from ipc.messages import Sealed
 from native import sandbox
 from native.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
 
-_FD_BYTES = array.array("i").itemsize
 _END_MS = 50
 """A process that ends closes its sockets a little before its end can be seen."""
 
@@ -180,9 +178,9 @@ class Denials:
 
 def _receive_listener(reporter: socket.socket) -> OwnedFd | None:
     """The listener that came; None if the worker closed its end without. Raises OSError for anything else."""
-    room = socket.CMSG_SPACE(2 * _FD_BYTES)  # one more than there may be, so that too many are seen
+    room = socket.CMSG_SPACE(2 * FD_BYTES)  # one more than there may be, so that too many are seen
     data, ancillary, flags, _ = reporter.recvmsg(len(LISTENER) + 1, room, socket.MSG_CMSG_CLOEXEC)
-    fds = _descriptors(ancillary)
+    fds = descriptors(ancillary)
     if not data and not fds:
         return None
     if data == LISTENER and len(fds) == 1 and not flags & socket.MSG_CTRUNC and sandbox.is_listener(fds[0].fd):
@@ -190,13 +188,3 @@ def _receive_listener(reporter: socket.socket) -> OwnedFd | None:
     for fd in fds:
         fd.close()
     raise OSError(f"{len(data)} bytes with {len(fds)} descriptors")
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
-    fds: list[OwnedFd] = []
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers = array.array("i")
-            numbers.frombytes(data[: len(data) - len(data) % _FD_BYTES])
-            fds.extend(OwnedFd(number) for number in numbers)
-    return fds

@@ -18,7 +18,7 @@ from native.owned_fd import OwnedFd
 
 _MAX_BYTES = max(kind.size() for kind in messages.MESSAGES.values())
 _MAX_FDS = max(kind.FDS for kind in messages.MESSAGES.values())
-_FD_BYTES = array.array("i").itemsize
+FD_BYTES = array.array("i").itemsize
 _PAUSE = 0.01
 
 FDS_PATIENCE = 5.0
@@ -106,13 +106,13 @@ class Channel:
                 self._look_for_fds(flags)
             # Room for one byte and one descriptor more than any message has, so that too much is seen and not cut off.
             data, ancillary, message_flags, _ = self._socket.recvmsg(
-                _MAX_BYTES + 1, socket.CMSG_SPACE((_MAX_FDS + 1) * _FD_BYTES), flags | socket.MSG_CMSG_CLOEXEC
+                _MAX_BYTES + 1, socket.CMSG_SPACE((_MAX_FDS + 1) * FD_BYTES), flags | socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return None
         except ConnectionResetError as error:
             raise ChannelClosed("the other end of the channel is closed") from error
-        fds = _descriptors(ancillary)
+        fds = descriptors(ancillary)
         try:
             return self._check(data, fds, message_flags), fds
         except BaseException:
@@ -151,11 +151,12 @@ class Channel:
         self.close()
 
 
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
+def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
+    """Those that recvmsg() says have come, the caller's from here on."""
     fds: list[OwnedFd] = []
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers = array.array("i")
-            numbers.frombytes(data[: len(data) - len(data) % _FD_BYTES])
+            numbers.frombytes(data[: len(data) - len(data) % FD_BYTES])
             fds.extend(OwnedFd(number) for number in numbers)
     return fds
