@@ -9,7 +9,8 @@ That the listener came is what makes a worker Sealed, and the master is told. On
 it should not, is killed.
 
 The worker at the other end is hostile as soon as it is sealed. It has closed its end of the socket by then; still
-nothing that comes from there is believed, and nothing here waits for a worker.
+nothing that comes from there is believed. Nothing here waits for a worker, but once and for a moment for the end of one
+that hung up without a listener.
 """
 
 import logging
