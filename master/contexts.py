@@ -20,7 +20,8 @@ from master.line_limit import LineLimit
 from master.strikes import Strikes
 from master.supervisor import Supervisor
 from master.virtio_gpu import ResponseType
-from native.dataplane import COMPLETE, CommandLimit, Lane, Plane, Status, Texture, TooLarge
+from native.dataplane import COMPLETE, CommandLimit, Lane, Plane, Status, TooLarge
+from native.texture import Texture
 from resource_table import Resource, ResourceTable
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from master.scanout import Readbacks, Scanouts
 from master.vhost_user import BackendChannel
 from master.vhost_user_messages import MemoryRegion, ProtocolFeature, VringAddress
 from master.virtio_gpu import NUM_QUEUES, Feature, RingFeature
-from native.dataplane import Command, Event, Flipped, GuestMemory, LaneBroken, Plane, QueueBroken, TooLarge, WorkDone
+from native.dataplane import Command, Event, Flipped, LaneBroken, Plane, QueueBroken, TooLarge, WorkDone
+from native.guest_memory import GuestMemory
 from native.owned_fd import OwnedFd
 from resource_table import ResourceTable
 

@@ -22,7 +22,9 @@ from master.errors import GuestError
 from master.scanout import Scanouts
 from master.virtio_gpu import CONTEXT_INIT_CAPSET_ID_MASK, CURSOR_QUEUE, CommandType, Feature, ResponseType
 from master.wire import DisplayMode, GuestCommand
-from native.dataplane import Backing, Command, Flipped, GuestMemory, Plane, Rect, Status, Texture
+from native.dataplane import Command, Flipped, Plane, Status
+from native.guest_memory import Backing, GuestMemory
+from native.texture import Rect, Texture
 from resource_table import (
     DuplicateResource,
     InvalidResource,

@@ -17,8 +17,9 @@ from master.display_messages import Cursor
 from master.errors import GuestError
 from master.virtio_gpu import CURSOR_SIZE, ResponseType
 from master.wire import Rect
-from native import dataplane
-from native.dataplane import Plane, Status, WorkDone, convert_to_xrgb
+from native import dataplane, texture
+from native.dataplane import Plane, Status, WorkDone
+from native.texture import convert_to_xrgb
 from resource_table import Image, Resource
 
 log = logging.getLogger(__name__)
@@ -80,10 +81,10 @@ class CursorState:
 class Pictures(Protocol):
     """Who answers flushes of what has a shadow: the plane."""
 
-    def show(self, scanout: int, resource_id: int, part: dataplane.Rect) -> None:
+    def show(self, scanout: int, resource_id: int, part: texture.Rect) -> None:
         """The scanout shows this part of the resource; resource 0: nothing."""
 
-    def take_damage(self, scanout: int) -> dataplane.Rect | None:
+    def take_damage(self, scanout: int) -> texture.Rect | None:
         """What was flushed since the last call, in the scanout's coordinates."""
 
 
@@ -109,7 +110,7 @@ class Readbacks:
         if context.lost:
             return False
         token = self._contexts.new_token()
-        box = dataplane.Rect(rect.x, rect.y, rect.width, rect.height)
+        box = texture.Rect(rect.x, rect.y, rect.width, rect.height)
         try:
             self._plane.readback(context.worker.lane, context.ctx_id, token, resource.resource_id, resource.v1, box)
         except OSError as error:
@@ -134,7 +135,7 @@ class Readbacks:
             deliver(None)
             return True
         pixels = lane.staging(done.staging_offset, done.length)
-        packed = dataplane.Rect(0, 0, rect.width, rect.height)
+        packed = texture.Rect(0, 0, rect.width, rect.height)
         xrgb = convert_to_xrgb(image.format, pixels, 4 * rect.width, packed)
         pixels.release()
         self._plane.release_readback(lane, done.token)
@@ -186,7 +187,7 @@ class Scanouts:
         else:
             self._scanouts[scanout_id] = Scanout(resource, rect)
             self._display.set_scanout(scanout_id, rect.width, rect.height)
-        self._pictures.show(scanout_id, resource.resource_id, dataplane.Rect(rect.x, rect.y, rect.width, rect.height))
+        self._pictures.show(scanout_id, resource.resource_id, texture.Rect(rect.x, rect.y, rect.width, rect.height))
 
     def flip(self, scanout_id: int, resource: Resource, rect: Rect) -> None:
         """SET_SCANOUT with another picture of the same size: the display keeps its surface, and the flush that follows
@@ -201,7 +202,7 @@ class Scanouts:
         """SET_SCANOUT with resource 0."""
         if self._scanouts.pop(scanout_id, None) is not None:
             self._display.disable_scanout(scanout_id)
-            self._pictures.show(scanout_id, 0, dataplane.Rect(0, 0, 0, 0))
+            self._pictures.show(scanout_id, 0, texture.Rect(0, 0, 0, 0))
 
     def flush(self, resource: Resource, rect: Rect) -> None:
         """RESOURCE_FLUSH: the rectangle of the resource has new contents, wherever it is shown."""
@@ -259,7 +260,7 @@ class Scanouts:
         resource, image = scanout.resource, scanout.resource.image
         part = Rect(damage.x + scanout.rect.x, damage.y + scanout.rect.y, damage.width, damage.height)
         if resource.shadow is not None and image is not None:
-            box = dataplane.Rect(part.x, part.y, part.width, part.height)
+            box = texture.Rect(part.x, part.y, part.width, part.height)
             self._display.update(scanout_id, damage, memoryview(resource.shadow.to_xrgb(image.format, box)))
             return
 
@@ -288,7 +289,7 @@ class Scanouts:
                 self._display.define_cursor(scanout_id, *state.at, Cursor(*hot, bytes(pixels)))
 
         if resource.shadow is not None:
-            deliver(resource.shadow.to_xrgb(image.format, dataplane.Rect(0, 0, CURSOR_SIZE, CURSOR_SIZE)))
+            deliver(resource.shadow.to_xrgb(image.format, texture.Rect(0, 0, CURSOR_SIZE, CURSOR_SIZE)))
         else:
             self._readbacks.start(resource, whole, deliver)
 

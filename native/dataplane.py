@@ -1,4 +1,4 @@
-"""Typed face of native._dataplane: guest memory, backings, lanes to workers, and the plane that joins them.
+"""Typed face of the data plane: lanes to workers, and the plane that joins them to guest memory and its queues.
 
 Every object here owns its C counterpart and frees it once: close() or the garbage collector, whichever comes first.
 Sizes, offsets and strides are in bytes. The C headers (native/src/plane.h first) tell how the parts work together.
@@ -11,10 +11,12 @@ from enum import IntEnum
 from typing import Any
 
 from native._dataplane import ffi, lib
+from native.guest_memory import Backing, GuestMemory
 from native.lane_history import LaneHistory
+from native.result import check
+from native.texture import Rect, Texture
 
 RING_TOTAL_BYTES: int = lib.ISO_RING_TOTAL_BYTES
-MAX_BACKING_ENTRIES: int = lib.ISO_BACKING_MAX_ENTRIES
 MAX_QUEUE_SIZE: int = lib.ISO_VQ_MAX_NUM
 COMPLETE: int = lib.ISO_FLAG_COMPLETE
 FENCE: int = lib.ISO_FLAG_FENCE
@@ -39,166 +41,6 @@ class Status(IntEnum):
             return cls(number)
         except ValueError:
             return cls.FAILED
-
-
-def _check(result: int, what: str) -> int:
-    if result < 0:
-        raise OSError(-result, f"{what}: {os.strerror(-result)}")
-    return result
-
-
-class GuestMemory:
-    """Guest RAM, mapped (native/src/guestmem.h). Add the regions, then hand it to a plane; from then on it is
-    read-only."""
-
-    def __init__(self) -> None:
-        handle = lib.iso_guestmem_new()
-        if handle == ffi.NULL:
-            raise MemoryError
-        self.handle = ffi.gc(handle, lib.iso_guestmem_unref)
-
-    def add(self, fd: int, gpa: int, size: int, uva: int, offset: int) -> None:
-        """Maps one region of a vhost-user memory table. Raises OSError (EINVAL, ENOSPC, or what mmap says)."""
-        _check(lib.iso_guestmem_add(self.handle, fd, gpa, size, uva, offset), "memory region")
-
-    def contains(self, gpa: int, length: int) -> bool:
-        """Whether every byte of the range is RAM."""
-        return bool(lib.iso_guestmem_contains(self.handle, gpa, length))
-
-    def read(self, gpa: int, length: int) -> bytes:
-        """A copy of guest memory. Raises OSError (EFAULT) if a byte of it is not RAM."""
-        buffer = ffi.new("uint8_t[]", length or 1)
-        if not lib.iso_guestmem_read(self.handle, gpa, buffer, length):
-            raise OSError(errno.EFAULT, "not guest memory")
-        return bytes(ffi.buffer(buffer, length))
-
-    def write(self, gpa: int, data: bytes) -> None:
-        """Writes guest memory. Raises OSError (EFAULT) if a byte of the range is not RAM."""
-        if not lib.iso_guestmem_write(self.handle, gpa, data, len(data)):
-            raise OSError(errno.EFAULT, "not guest memory")
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of bytes in a backing: byte (layer, row, i) lies at offset + layer * layer_stride + row * stride + i."""
-
-    offset: int
-    stride: int
-    row_bytes: int
-    rows: int
-    layer_stride: int = 0
-    layers: int = 1
-
-
-class Backing:
-    """The guest pages behind a resource as one byte range (native/src/backing.h): the iov of {fd, iov, v1}."""
-
-    def __init__(self, memory: GuestMemory, entries: bytes | memoryview, count: int) -> None:
-        """Parses `count` struct virtio_gpu_mem_entry.
-
-        Raises OSError: EINVAL if there are none, too many, fewer bytes than that, or an entry is empty or not RAM;
-        ENOMEM.
-        """
-        if len(entries) < 16 * count:
-            raise OSError(errno.EINVAL, "fewer entries than announced")
-        out: Any = ffi.new("struct iso_backing **")
-        _check(lib.iso_backing_new(memory.handle, ffi.from_buffer(entries), count, out), "backing")
-        self.handle = ffi.gc(out[0], lib.iso_backing_unref)
-        self.nbytes: int = lib.iso_backing_bytes(self.handle)
-        self.pieces: int = lib.iso_backing_pieces(self.handle)
-
-    def close(self) -> None:
-        """Gives up this reference; the plane may hold another for work under way."""
-        ffi.release(self.handle)
-
-    def read_rows(self, memory: GuestMemory, at: Rows, into: memoryview, stride: int) -> bool:
-        """Copies rows out of guest memory, row i to into[i * stride:]. False if they reach past the backing or RAM."""
-        self._fits(at, into, stride)
-        rows = self._rows(at)
-        return bool(
-            lib.iso_backing_read_rows(memory.handle, self.handle, rows, ffi.from_buffer("uint8_t[]", into), stride, 0)
-        )
-
-    def write_rows(self, memory: GuestMemory, at: Rows, data: bytes | memoryview, stride: int) -> bool:
-        """Copies rows into guest memory, row i from data[i * stride:]. False if they reach past the backing or RAM."""
-        self._fits(at, data, stride)
-        rows = self._rows(at)
-        return bool(
-            lib.iso_backing_write_rows(memory.handle, self.handle, rows, ffi.from_buffer("uint8_t[]", data), stride, 0)
-        )
-
-    @staticmethod
-    def _fits(at: Rows, ours: bytes | memoryview, stride: int) -> None:
-        if at.layers != 1 or at.rows < 1 or stride * (at.rows - 1) + at.row_bytes > len(ours):
-            raise ValueError("rows do not fit the buffer")
-
-    @staticmethod
-    def _rows(at: Rows) -> Any:
-        fields = (at.offset, at.stride, at.layer_stride, at.row_bytes, at.rows, at.layers)
-        return ffi.new("struct iso_rows *", fields)
-
-
-@dataclass(frozen=True, slots=True)
-class Texture:
-    """The v1 arguments of RESOURCE_CREATE_3D (virtio 1.3, 5.7.6.9); targets and formats are virgl's."""
-
-    target: int
-    format: int
-    bind: int
-    width: int
-    height: int
-    depth: int
-    array_size: int
-    last_level: int
-    nr_samples: int
-    flags: int
-
-    def is_valid(self) -> bool:
-        """Whether such a resource could exist: known target and format, sizes that agree with them."""
-        return bool(lib.iso_texture_valid(self.struct()))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all its levels, layers and samples, without what a driver adds; 0 if it is not valid."""
-        return int(lib.iso_texture_bytes(self.struct()))
-
-    def struct(self) -> Any:
-        """As struct iso_texture."""
-        values = (self.target, self.format, self.bind, self.width, self.height, self.depth)
-        return ffi.new("struct iso_texture *", (*values, self.array_size, self.last_level, self.nr_samples, self.flags))
-
-
-@dataclass(frozen=True, slots=True)
-class Rect:
-    """A rectangle in pixels."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-
-def is_scanout_format(format: int) -> bool:
-    """Whether it is one of enum virtio_gpu_formats: four bytes a pixel, can be shown."""
-    return bool(lib.iso_pixels_known(format))
-
-
-def convert_to_xrgb(format: int, source: memoryview, stride: int, rect: Rect) -> bytearray:
-    """The rectangle of a picture in `source` (rows `stride` apart) as tightly packed x8r8g8b8 rows.
-
-    Raises ValueError if the rectangle reaches past the source or the format is not one of enum virtio_gpu_formats.
-    """
-    end = (rect.y + rect.height - 1) * stride + 4 * (rect.x + rect.width)
-    if rect.width < 1 or rect.height < 1 or 4 * (rect.x + rect.width) > stride or end > len(source):
-        raise ValueError("rectangle outside the picture")
-    out = bytearray(4 * rect.width * rect.height)
-    start = ffi.from_buffer("uint8_t[]", source) + (rect.y * stride + 4 * rect.x)
-    row = 4 * rect.width
-    if not lib.iso_pixels_to_xrgb(
-        format, start, stride, ffi.from_buffer("uint8_t[]", out), row, rect.width, rect.height
-    ):
-        raise ValueError(f"format {format} is not a scanout's")
-    return out
 
 
 class Lane:
@@ -334,7 +176,7 @@ class Plane:
 
     def start(self) -> None:
         """Starts the thread. Raises OSError."""
-        _check(lib.iso_plane_start(self._handle), "data plane")
+        check(lib.iso_plane_start(self._handle), "data plane")
 
     def close(self) -> None:
         """Stops the thread. All lanes must have been freed."""
@@ -354,26 +196,26 @@ class Plane:
 
     def queue_setup(self, queue: int, size: int, desc: int, avail: int, used: int, base: int, event_idx: bool) -> None:
         """Sets a stopped queue up; addresses are the front end's. Raises OSError (EINVAL)."""
-        _check(
+        check(
             lib.iso_plane_queue_setup(self._handle, queue, size, desc, avail, used, base, event_idx), f"queue {queue}"
         )
 
     def queue_call(self, queue: int, fd: int) -> None:
         """The eventfd that interrupts the guest (duplicated), -1 for none."""
-        _check(lib.iso_plane_queue_call(self._handle, queue, fd), f"queue {queue} call")
+        check(lib.iso_plane_queue_call(self._handle, queue, fd), f"queue {queue} call")
 
     def queue_err(self, queue: int, fd: int) -> None:
         """The eventfd that tells the front end of a broken queue (duplicated), -1 for none."""
-        _check(lib.iso_plane_queue_err(self._handle, queue, fd), f"queue {queue} err")
+        check(lib.iso_plane_queue_err(self._handle, queue, fd), f"queue {queue} err")
 
     def queue_start(self, queue: int, kick_fd: int) -> None:
         """Starts a queue with its kick eventfd (duplicated). Raises OSError (EINVAL not set up, EFAULT not in
         memory)."""
-        _check(lib.iso_plane_queue_start(self._handle, queue, kick_fd), f"queue {queue}")
+        check(lib.iso_plane_queue_start(self._handle, queue, kick_fd), f"queue {queue}")
 
     def queue_enable(self, queue: int, enable: bool) -> None:
         """vhost-user VRING_ENABLE."""
-        _check(lib.iso_plane_queue_enable(self._handle, queue, enable), f"queue {queue}")
+        check(lib.iso_plane_queue_enable(self._handle, queue, enable), f"queue {queue}")
 
     def queue_stop(self, queue: int) -> int:
         """Takes no more from it. Returns the next available index; queue_open() tells what is still under way."""
@@ -437,11 +279,11 @@ class Plane:
 
     def add_lane(self, lane: Lane) -> None:
         """Listens to the lane's doorbell from now on. Raises OSError."""
-        _check(lib.iso_plane_lane_add(self._handle, lane.handle), "lane")
+        check(lib.iso_plane_lane_add(self._handle, lane.handle), "lane")
 
     def bind_lane(self, lane: Lane, ctx_id: int) -> None:
         """Commands of the context go to this lane. Raises OSError (EEXIST)."""
-        _check(lib.iso_plane_lane_bind(self._handle, lane.handle, ctx_id), f"context {ctx_id}")
+        check(lib.iso_plane_lane_bind(self._handle, lane.handle, ctx_id), f"context {ctx_id}")
 
     def forget_context(self, ctx_id: int) -> None:
         """The context is destroyed and its id free again; what was placed before still runs."""
@@ -463,7 +305,7 @@ class Plane:
         Raises BrokenPipeError if the worker is gone.
         """
         code = lib.iso_plane_lane_send(self._handle, lane.handle, ctx_id, flags, token, data, len(data))
-        return _check(code, "lane") == 0
+        return check(code, "lane") == 0
 
     def readback(
         self, lane: Lane, ctx_id: int, token: int, resource_id: int, texture: Texture, rect: Rect
@@ -476,7 +318,7 @@ class Plane:
         """
         box = ffi.new("struct iso_box *", (rect.x, rect.y, 0, rect.width, rect.height, 1))
         code = lib.iso_plane_lane_readback(self._handle, lane.handle, ctx_id, token, resource_id, texture.struct(), box)
-        _check(code, "readback")
+        check(code, "readback")
 
     def release_readback(self, lane: Lane, token: int) -> None:
         """Gives the staging memory of a finished readback back."""
@@ -502,7 +344,7 @@ class Plane:
 
     def set_resource(self, resource_id: int, texture: Texture) -> None:
         """Raises OSError (EEXIST, ENOMEM)."""
-        _check(lib.iso_plane_resource_set(self._handle, resource_id, texture.struct()), f"resource {resource_id}")
+        check(lib.iso_plane_resource_set(self._handle, resource_id, texture.struct()), f"resource {resource_id}")
 
     def set_picture(self, resource_id: int, width: int, height: int, pixels: memoryview | None) -> None:
         """The resource is a picture; `pixels` is its shadow, rows of four-byte pixels packed, which has to stay until
@@ -515,7 +357,7 @@ class Plane:
             with ffi.from_buffer("uint8_t[]", pixels, require_writable=True) as buffer:
                 address = ffi.cast("uint8_t *", buffer)
         code = lib.iso_plane_resource_picture(self._handle, resource_id, width, height, address)
-        _check(code, f"resource {resource_id}")
+        check(code, f"resource {resource_id}")
 
     def show(self, scanout: int, resource_id: int, part: Rect) -> None:
         """The scanout shows this part of the resource from now on; resource 0: nothing. Else its damage stays."""
@@ -532,11 +374,11 @@ class Plane:
     def set_backing(self, resource_id: int, backing: Backing | None) -> None:
         """Raises OSError (ENOENT)."""
         handle = backing.handle if backing else ffi.NULL
-        _check(lib.iso_plane_resource_backing(self._handle, resource_id, handle), f"resource {resource_id}")
+        check(lib.iso_plane_resource_backing(self._handle, resource_id, handle), f"resource {resource_id}")
 
     def attach_resource(self, resource_id: int, ctx_id: int) -> None:
         """Lets the context transfer to and from the resource. Raises OSError (ENOENT, ENOMEM)."""
-        _check(lib.iso_plane_resource_attach(self._handle, resource_id, ctx_id), f"resource {resource_id}")
+        check(lib.iso_plane_resource_attach(self._handle, resource_id, ctx_id), f"resource {resource_id}")
 
     def detach_resource(self, resource_id: int, ctx_id: int) -> None:
         """The opposite of attach_resource()."""

@@ -4,7 +4,7 @@ A resource is what contexts share; it is no object of any driver. It has
 
 - `fd`: its storage as a file descriptor, None until one is attached: allocated here, or sent by a worker whose object
   it was;
-- `iov`: the guest's pages behind it (native.dataplane.Backing), None until RESOURCE_ATTACH_BACKING;
+- `iov`: the guest's pages behind it (native.guest_memory.Backing), None until RESOURCE_ATTACH_BACKING;
 - `v1`: the arguments of RESOURCE_CREATE_3D, for resources made by that command and for no others.
 
 Driver objects live in workers, one for each context that the resource is attached to. Nothing here knows of workers,

@@ -4,8 +4,9 @@ import uuid
 from dataclasses import dataclass, field
 from enum import Enum
 
-from native.dataplane import Backing, Texture
+from native.guest_memory import Backing
 from native.owned_fd import OwnedFd
+from native.texture import Texture
 from resource_table.shadow import Shadow
 
 

@@ -8,7 +8,8 @@ brings the rest.
 
 import mmap
 
-from native.dataplane import Backing, GuestMemory, Rect, Rows, convert_to_xrgb
+from native.guest_memory import Backing, GuestMemory, Rows
+from native.texture import Rect, convert_to_xrgb
 
 _SMALL = 64 << 10
 """Bytes up to which memory of the interpreter's is cheaper than a mapping of its own."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from native.dataplane import Backing, Texture, is_scanout_format
+from native.guest_memory import Backing
+from native.texture import Texture, is_scanout_format
 from resource_table.resource import Image, Policy, Resource
 from resource_table.shadow import Shadow
 

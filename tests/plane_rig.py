@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ipc import ring
 from ipc.ring import WorkerMemory
-from native import dataplane
+from native import guest_memory
 from native.dataplane import Command, Event, Lane, Plane
 from tests.fake_vmm import DriverQueue, GuestMemory
 from tests.fake_vmm.command_queue import CommandQueue
@@ -149,9 +149,9 @@ class PlaneRig:
             self.set_up(queue, 0)
         self.plane.start()
 
-    def map_memory(self) -> dataplane.GuestMemory:
+    def map_memory(self) -> guest_memory.GuestMemory:
         """Guest memory as the plane's side sees it."""
-        memory = dataplane.GuestMemory()
+        memory = guest_memory.GuestMemory()
         for region in self.memory.regions:
             memory.add(region.fd, region.gpa, region.size, region.uva, region.offset)
         return memory
@@ -207,10 +207,10 @@ class PlaneRig:
                 assert self.plane.complete(event.request, response)
         self.plane.flush()
 
-    def entries(self, segments: Sequence[tuple[int, int]]) -> dataplane.Backing:
+    def entries(self, segments: Sequence[tuple[int, int]]) -> guest_memory.Backing:
         """A backing of these pieces."""
         data = b"".join(struct.pack("<QII", gpa, length, 0) for gpa, length in segments)
-        return dataplane.Backing(self.native_memory, data, len(segments))
+        return guest_memory.Backing(self.native_memory, data, len(segments))
 
     def close(self) -> None:
         for worker in self.workers:

@@ -22,7 +22,8 @@ from master.limits import Limits, Rate
 from master.strikes import Strikes
 from master.supervisor import Supervisor
 from master.virtio_gpu import ResponseType
-from native.dataplane import CommandLimit, Status, Texture, TooLarge, WorkDone
+from native.dataplane import CommandLimit, Status, TooLarge, WorkDone
+from native.texture import Texture
 from resource_table import Resource, ResourceTable
 from tests.worker_nursery import WorkerNursery, worker_nursery
 

@@ -11,8 +11,9 @@ import pytest
 
 from ipc.messages import AttachResource, DestroyContext
 from master.history import History, describe
-from native.dataplane import COMPLETE, CommandLimit, Rect, Texture, TooLarge
+from native.dataplane import COMPLETE, CommandLimit, TooLarge
 from native.lane_history import Placed, WorkKind
+from native.texture import Rect, Texture
 from tests.fake_vmm import Box, Resp, commands
 from tests.fake_vmm.command_queue import Pending
 from tests.plane_rig import MEBIBYTE, PlaneRig, PlayedWorker, plane_rig

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from native.dataplane import COMPLETE, Command, LaneBroken, QueueBroken, Rect, Status, Texture, WorkDone
+from native.dataplane import COMPLETE, Command, LaneBroken, QueueBroken, Status, WorkDone
+from native.texture import Rect, Texture
 from tests.device_lab import until
 from tests.fake_vmm import Box, Resp, commands, misbehaviour
 from tests.fake_vmm.command_queue import Pending

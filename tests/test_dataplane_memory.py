@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from native.dataplane import Backing, GuestMemory, Rect, Rows, convert_to_xrgb, is_scanout_format
+from native.guest_memory import Backing, GuestMemory, Rows
+from native.texture import Rect, convert_to_xrgb, is_scanout_format
 from tests.fake_vmm.wire import MEM_ENTRY
 
 PAGE = 4096

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from native.dataplane import Command, Flipped, Texture
-from native.dataplane import Rect as Pixels
+from native.dataplane import Command, Flipped
+from native.texture import Rect as Pixels
+from native.texture import Texture
 from tests.fake_vmm import GpuCommand, Rect, Resp, commands
 from tests.plane_rig import LIMIT, PlaneRig, plane_rig
 

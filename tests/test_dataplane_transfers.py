@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from native.dataplane import Texture
+from native.texture import Texture
 from tests.fake_vmm import Box, Resp, commands
 from tests.plane_rig import MEBIBYTE, PlaneRig, PlayedWorker, plane_rig
 

@@ -25,7 +25,7 @@ from master.virtio_gpu import CONTROL_QUEUE, CURSOR_QUEUE, Feature
 from master.wire import DisplayMode
 from master.wire import Rect as MasterRect
 from native.dataplane import Command, Status, WorkDone
-from native.dataplane import Rect as NativeRect
+from native.texture import Rect as NativeRect
 from resource_table import ResourceTable
 from tests.contexts_lab import plain_contexts
 from tests.fake_vmm import Format, GpuCommand, Rect, ResourceDescription, Resp, Response, commands, wire

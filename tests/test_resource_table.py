@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from native.dataplane import Backing, GuestMemory, Rect, Texture
+from native.guest_memory import Backing, GuestMemory
 from native.owned_fd import OwnedFd
+from native.texture import Rect, Texture
 from resource_table import (
     DuplicateResource,
     InvalidResource,

@@ -14,8 +14,8 @@ from master.errors import GuestError
 from master.scanout import Scanouts, intersection, union
 from master.virtio_gpu import ResponseType
 from master.wire import Rect
-from native.dataplane import Rect as NativeRect
-from native.dataplane import Texture
+from native.texture import Rect as NativeRect
+from native.texture import Texture
 from resource_table import Resource, ResourceTable
 
 Deliver = Callable[[bytearray | None], None]

@@ -9,7 +9,8 @@ from typing import Final, Self
 
 from master.virtio_gpu import CONTROL_QUEUE, CommandType, HeaderFlag, ResponseType
 from master.wire import HEADER
-from native.dataplane import GuestMemory, Plane
+from native.dataplane import Plane
+from native.guest_memory import GuestMemory
 
 # Where things lie in its memory; its addresses and ours are the same.
 _BASE: Final = 1 << 20

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import cast
 
 from master.hostile_socket import closer
-from native import dataplane
+from native import guest_memory
 from native.dataplane import Plane
 from tests.plane_rig import PlaneRig
 from tests.test_dispatch import Machine
@@ -34,7 +34,7 @@ class SmallRig:
 
     def __init__(self) -> None:
         self.plane = NotingPlane()
-        self.native_memory = dataplane.GuestMemory()
+        self.native_memory = guest_memory.GuestMemory()
         fd = os.memfd_create("guest")
         try:
             os.ftruncate(fd, RAM)
