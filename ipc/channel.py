@@ -8,7 +8,7 @@ import array
 import errno
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from ipc import messages
@@ -30,8 +30,10 @@ def channel_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def send_fds(sock: socket.socket, data: bytes, fds: Sequence[OwnedFd | int], patience: float = 0.0) -> None:
-    """Send one datagram with descriptors, which stay the caller's. Raises OSError.
+def send_fds(
+    sock: socket.socket, data: bytes, fds: Sequence[OwnedFd | int], patience: float = 0.0, flags: int = 0
+) -> None:
+    """Send one datagram with descriptors, which stay the caller's. flags: those of send(2). Raises OSError.
 
     Descriptors under way are counted for all processes of a user together (unix(7), ETOOMANYREFS). So a worker that
     floods its channel with them can keep others of its user from sending one, until it is ended: patience is how many
@@ -42,7 +44,7 @@ def send_fds(sock: socket.socket, data: bytes, fds: Sequence[OwnedFd | int], pat
     deadline = time.monotonic() + patience
     while True:
         try:
-            sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+            sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL | flags)
             return
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS or time.monotonic() >= deadline:
@@ -58,6 +60,7 @@ class Channel:
         self._socket = sock
         self._accepts = accepts
         self._takes_fds = any(kind.FDS for kind in accepts)
+        self._discard: Callable[[OwnedFd], None] = OwnedFd.close
 
     @classmethod
     def from_fd(cls, fd: int, accepts: tuple[type[Message], ...]) -> Self:
@@ -74,16 +77,34 @@ class Channel:
         """The socket's descriptor, for select and poll."""
         return self._socket.fileno()
 
+    @property
+    def sock(self) -> socket.socket:
+        """The socket, lent for its options."""
+        return self._socket
+
+    def take_fds(self, wanted: bool, discard: Callable[[OwnedFd], None] = OwnedFd.close) -> None:
+        """Whether messages are taken off the socket with their descriptors from now on; else one with descriptors stays
+        there and is a ProtocolError. discard(fd) closes what came with a message that is not as declared."""
+        self._takes_fds = wanted
+        self._discard = discard
+
     def send(self, message: Message, fds: Sequence[OwnedFd | int] = (), patience: float = 0.0) -> None:
         """Send a message with its descriptors, which stay the caller's.
 
         Blocks while the socket's buffer is full. patience: see send_fds. Raises ChannelClosed when the other end is
-        gone, ValueError when the number of descriptors is not the message's.
+        gone, OSError, ValueError when the number of descriptors is not the message's.
         """
+        self._send(message, fds, patience, 0)
+
+    def send_nowait(self, message: Message, fds: Sequence[OwnedFd | int] = ()) -> None:
+        """As send(), but BlockingIOError where that would block."""
+        self._send(message, fds, 0.0, socket.MSG_DONTWAIT)
+
+    def _send(self, message: Message, fds: Sequence[OwnedFd | int], patience: float, flags: int) -> None:
         if len(fds) != message.FDS:
             raise ValueError(f"{type(message).__name__} takes {message.FDS} descriptors, not {len(fds)}")
         try:
-            send_fds(self._socket, message.encode(), fds, patience)
+            send_fds(self._socket, message.encode(), fds, patience, flags)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosed("the other end of the channel is closed") from error
 
@@ -117,7 +138,7 @@ class Channel:
             return self._check(data, fds, message_flags), fds
         except BaseException:
             for fd in fds:
-                fd.close()
+                self._discard(fd)
             raise
 
     def _look_for_fds(self, flags: int) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 from ipc.errors import ProtocolError
 from ipc.fields import I32, IDENT, U32, U64, Blob, Boolean, Choice, Field, Flags, Text
+from native.storage import StorageKind
 
 MAX_CAPSET_BYTES = 8192
 """The largest capability set that fits a message (virgl 2 is about 1.4 KB)."""
@@ -37,6 +38,8 @@ class Capability(IntFlag):
     DMABUF_IMPORT = 2  # a dma-buf can become a texture
     MEMFD_IMPORT = 4  # so can a plain memfd; shown by drawing into one
     RENDER_NODE = 8  # a GPU's render node is behind this worker, not a software renderer
+    PINNED_BUFFERS = 16  # a buffer can lie in memory that it is given (GL_AMD_pinned_memory); shown by using one
+    OBJECT_EXPORT = 32  # an object can become a descriptor, whatever its kind: ObjectToResource may be asked for
 
 
 class Message:
@@ -176,7 +179,8 @@ class Denied(Message):
     audit: Annotated[bool, Boolean()]
 
 
-# Worker to master, on the worker's channel: Ready, a Capset each, CapsetsDone; after that only Fault.
+# Worker to master, on the worker's channel: Ready, a Capset each, CapsetsDone; after that Fault, and the answers to
+# ObjectToResource and CreateBlob.
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,60 @@ class Fault(Message):
     ID = 19
     count: Annotated[int, U64]
     text: Annotated[str, _LINE]
+
+
+@dataclass(frozen=True)
+class Exported(Message):
+    """The answer to ObjectToResource with this ticket, sent before the record completes. Descriptor: the storage.
+
+    nbytes to modifier: its native.storage.Layout. map_info: VIRTIO_GPU_MAP_CACHE_*, 0 where it cannot be mapped.
+    """
+
+    ID = 20
+    FDS = 1
+    ticket: Annotated[int, U64]
+    kind: Annotated[StorageKind, Choice(StorageKind)]
+    nbytes: Annotated[int, U64]
+    offset: Annotated[int, U64]
+    stride: Annotated[int, U32]
+    fourcc: Annotated[int, U32]
+    modifier: Annotated[int, U64]
+    map_info: Annotated[int, U32]
+
+
+@dataclass(frozen=True)
+class BlobObject(Message):
+    """What CreateBlob made, sent before the record completes: the v1 arguments that the guest program gave the object,
+    and how it lies in the storage that came with CreateBlob (offset to modifier)."""
+
+    ID = 21
+    resource_id: Annotated[int, IDENT]
+    target: Annotated[int, U32]
+    format: Annotated[int, U32]
+    bind: Annotated[int, U32]
+    width: Annotated[int, U32]
+    height: Annotated[int, U32]
+    depth: Annotated[int, U32]
+    array_size: Annotated[int, U32]
+    last_level: Annotated[int, U32]
+    nr_samples: Annotated[int, U32]
+    flags: Annotated[int, U32]
+    offset: Annotated[int, U64]
+    stride: Annotated[int, U32]
+    fourcc: Annotated[int, U32]
+    modifier: Annotated[int, U64]
+
+
+# Master to worker, on its channel: what the control records of the same ticket speak of.
+
+
+@dataclass(frozen=True)
+class Handle(Message):
+    """A descriptor for the control record that names this ticket. They come in the order of the records."""
+
+    ID = 49
+    FDS = 1
+    ticket: Annotated[int, U64]
 
 
 # Master to worker, as payload of control records.
@@ -256,6 +314,65 @@ class DetachResource(Message):
 
 
 @dataclass(frozen=True)
+class ResourceToObject(Message):
+    """Make an object of the worker's out of a resource's storage (a Handle with this ticket) and attach it to the
+    context.
+
+    target to flags: its v1 arguments; width 0: nobody knows them yet, the context's stream will say what it is
+    (PIPE_RESOURCE_SET_TYPE). kind and nbytes to modifier: its native.storage.Layout. With a MIRROR the context keeps
+    the object that it has, or gets one of its own.
+    """
+
+    ID = 36
+    resource_id: Annotated[int, IDENT]
+    target: Annotated[int, U32]
+    format: Annotated[int, U32]
+    bind: Annotated[int, U32]
+    width: Annotated[int, U32]
+    height: Annotated[int, U32]
+    depth: Annotated[int, U32]
+    array_size: Annotated[int, U32]
+    last_level: Annotated[int, U32]
+    nr_samples: Annotated[int, U32]
+    flags: Annotated[int, U32]
+    kind: Annotated[StorageKind, Choice(StorageKind)]
+    ticket: Annotated[int, U64]
+    nbytes: Annotated[int, U64]
+    offset: Annotated[int, U64]
+    stride: Annotated[int, U32]
+    fourcc: Annotated[int, U32]
+    modifier: Annotated[int, U64]
+
+
+@dataclass(frozen=True)
+class ObjectToResource(Message):
+    """Send the storage of the context's object as a descriptor: Exported with this ticket, then completion. A worker
+    that cannot completes it with an error and sends none."""
+
+    ID = 37
+    resource_id: Annotated[int, IDENT]
+    ticket: Annotated[int, U64]
+
+
+@dataclass(frozen=True)
+class CreateBlob(Message):
+    """Make the context's object `blob_id` that of the resource, and attach it (RESOURCE_CREATE_BLOB, HOST3D and
+    HOST3D_GUEST). BlobObject is the answer.
+
+    With a ticket other than 0 the object is to lie in the Handle's memory, a MEMFD of nbytes; with 0 where the driver
+    puts it.
+    """
+
+    ID = 38
+    resource_id: Annotated[int, IDENT]
+    blob_mem: Annotated[int, U32]
+    blob_flags: Annotated[int, U32]
+    blob_id: Annotated[int, U64]
+    nbytes: Annotated[int, U64]
+    ticket: Annotated[int, U64]
+
+
+@dataclass(frozen=True)
 class DestroyContext(Message):
     """Finish what precedes and end the process, with exit code 0."""
 
@@ -281,15 +398,21 @@ class ServeVtest(Message):
 TO_LAUNCHER: tuple[type[Message], ...] = (SpawnWorker, SpawnVtestWorker)
 FROM_LAUNCHER: tuple[type[Message], ...] = (Spawned, SpawnFailed, Sealed, Exited, Denied, NoSandbox)
 FROM_WORKER: tuple[type[Message], ...] = (Ready, Capset, CapsetsDone, Fault)
+FROM_LANE_WORKER: tuple[type[Message], ...] = (*FROM_WORKER, Exported, BlobObject)
 CONTROL: tuple[type[Message], ...] = (
     CreateContext,
     AttachResource,
     DetachResource,
+    ResourceToObject,
+    ObjectToResource,
+    CreateBlob,
     DestroyContext,
 )
+TO_LANE_WORKER: tuple[type[Message], ...] = (Handle,)
 TO_VTEST_WORKER: tuple[type[Message], ...] = (ServeVtest,)
 MESSAGES: dict[int, type[Message]] = {
-    kind.ID: kind for kind in (*TO_LAUNCHER, *FROM_LAUNCHER, *FROM_WORKER, *CONTROL, *TO_VTEST_WORKER)
+    kind.ID: kind
+    for kind in (*TO_LAUNCHER, *FROM_LAUNCHER, *FROM_LANE_WORKER, *CONTROL, *TO_LANE_WORKER, *TO_VTEST_WORKER)
 }
 
 

@@ -14,7 +14,7 @@ from typing import Self
 from native.owned_fd import OwnedFd
 
 RING_MAGIC = 0x69736F72
-RING_VERSION = 1
+RING_VERSION = 2
 RING_CMD_BYTES = 2 << 20
 RING_CPL_ENTRIES = 4096
 RING_RECORD_ALIGN = 32
@@ -37,6 +37,8 @@ class RecordType(IntEnum):
     TRANSFER_WRITE = 2
     TRANSFER_READ = 3
     FENCE = 4
+    COPY_OUT = 5
+    COPY_IN = 6
     CONTROL = 16
 
 

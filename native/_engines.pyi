@@ -1,6 +1,4 @@
 from typing import Any
 
-from cffi import FFI
-
-ffi: FFI
+ffi: Any  # cffi.FFI, whose stub does not know what def_extern() gives
 lib: Any

@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # setuptools ru
 from native.cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, sanitize_flags
 
 SOURCES = (
-    *("backing.c", "commands.c", "guestmem.c", "idmap.c", "lane.c", "lane_history.c", "lanes.c"),
-    *("pictures.c", "pixels.c", "plane.c", "plane_setup.c", "queues.c", "texture.c", "virtqueue.c"),
+    *("backing.c", "commands.c", "guestmem.c", "idmap.c", "lane.c", "lane_history.c", "lanes.c", "mirror.c"),
+    *("order.c", "pictures.c", "pixels.c", "plane.c", "plane_setup.c", "queues.c", "sharing.c", "slots.c"),
+    *("texture.c", "virtqueue.c"),
 )
 
 
@@ -27,7 +28,7 @@ def make_builder(root: Path = Path()) -> FFI:
     builder.cdef((ROOT / "native" / "dataplane_cdef.h").read_text())
     builder.set_source(
         "native._dataplane",
-        '#include "plane.h"\n#include "pixels.h"\n' + GENERATED,
+        '#include "plane.h"\n#include "mirror.h"\n#include "pixels.h"\n' + GENERATED,
         sources=[str(native / "src" / name) for name in SOURCES],
         include_dirs=[str(native / "src")],
         depends=headers(native),

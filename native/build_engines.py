@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # setuptools ru
 from native.cffi_build import CFLAGS, GENERATED, ROOT, build_in_place, headers, pkg_config, sanitize_flags
 
 SOURCES = (
-    *("engine.c", "consumer.c"),
-    *("null_engine.c", "null_vtest.c"),
+    *("engine.c", "consumer.c", "sealed_memory.c", "texture.c", "mirror.c"),
+    *("null_engine.c", "null_fences.c", "null_objects.c", "null_vtest.c"),
     *("virgl_engine.c", "virgl_contexts.c", "virgl_egl.c", "virgl_limits.c", "virgl_log.c", "virgl_vtest.c"),
-    "virgl_gl_fence.c",
+    *("virgl_usage.c", "virgl_blobs.c", "virgl_objects.c", "virgl_pins.c", "virgl_mirror.c"),
+    *("virgl_gl_fence.c", "virgl_gl_buffer.c"),
     *("vtest_session.c", "vtest_commands.c", "vtest_commands3.c"),
     *("vtest_stream.c", "vtest_resources.c", "vtest_syncs.c", "idmap.c"),
 )

@@ -14,7 +14,7 @@ from native._dataplane import ffi, lib
 from native.guest_memory import Backing, GuestMemory
 from native.lane_history import LaneHistory
 from native.result import check
-from native.texture import Rect, Texture
+from native.texture import MIRROR_HEADER_BYTES, Rect, Texture
 
 RING_TOTAL_BYTES: int = lib.ISO_RING_TOTAL_BYTES
 MAX_QUEUE_SIZE: int = lib.ISO_VQ_MAX_NUM
@@ -79,8 +79,8 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class WorkDone:
-    """What Plane.send() or Plane.readback() started has ended; for a readback, where its pixels lie in staging
-    memory."""
+    """What Plane.send(), fill(), readback() or sync() started has ended; for a readback, where its pixels lie in
+    staging memory. lane: 0 for sync()."""
 
     lane: int
     token: int
@@ -148,7 +148,8 @@ class PlaneStatistics:
 @dataclass(frozen=True, slots=True)
 class LaneProgress:
     """A lane now: completions awaited, the oldest of them (a sequence number, 0 if there is none), the record being
-    executed, bytes of records consumed, completions seen, work that waits for room; and counts since the start."""
+    executed, bytes of records consumed, completions seen, work that has yet to be placed; counts since the start; and
+    whether what has yet to be placed waits for other contexts or a slot, so that this worker is not to blame."""
 
     waiting: int
     oldest: int
@@ -160,6 +161,12 @@ class LaneProgress:
     submit_bytes: int
     transfers: int
     transfer_bytes: int
+    blocked: bool
+
+    @property
+    def at_work(self) -> bool:
+        """Whether somebody waits for this very worker."""
+        return self.waiting > 0 or (self.backlog > 0 and not self.blocked)
 
 
 class Plane:
@@ -307,6 +314,25 @@ class Plane:
         code = lib.iso_plane_lane_send(self._handle, lane.handle, ctx_id, flags, token, data, len(data))
         return check(code, "lane") == 0
 
+    def reserve(self, lane: Lane, ctx_id: int, slot: int) -> None:
+        """Keeps a place for a message that is not known yet: what comes later for the context waits behind it.
+
+        `slot` names it; a token that is used for nothing else. Raises BrokenPipeError if the worker is gone.
+        """
+        if not lane.open:
+            raise BrokenPipeError("the lane was freed")
+        check(lib.iso_plane_lane_reserve(self._handle, lane.handle, ctx_id, slot), "lane")
+
+    def fill(self, lane: Lane, slot: int, data: bytes = b"", flags: int = 0, token: int = 0) -> None:
+        """Puts a control message where reserve() kept the place, as send() does at the end; b"": gives the place up.
+
+        Raises BrokenPipeError if the worker is gone, and the place with it; FileNotFoundError if there is no such
+        place.
+        """
+        if not lane.open:
+            raise BrokenPipeError("the lane was freed")
+        check(lib.iso_plane_lane_fill(self._handle, lane.handle, slot, flags, token, data, len(data)), "slot")
+
     def readback(
         self, lane: Lane, ctx_id: int, token: int, resource_id: int, texture: Texture, rect: Rect
     ) -> None:
@@ -377,12 +403,48 @@ class Plane:
         check(lib.iso_plane_resource_backing(self._handle, resource_id, handle), f"resource {resource_id}")
 
     def attach_resource(self, resource_id: int, ctx_id: int) -> None:
-        """Lets the context transfer to and from the resource. Raises OSError (ENOENT, ENOMEM)."""
+        """The context has the resource: it may transfer to and from it, and from now on its work and that of others who
+        have it keep the order of the queue. Raises OSError (ENOENT: no such resource or context, ENOMEM)."""
         check(lib.iso_plane_resource_attach(self._handle, resource_id, ctx_id), f"resource {resource_id}")
 
     def detach_resource(self, resource_id: int, ctx_id: int) -> None:
         """The opposite of attach_resource()."""
         lib.iso_plane_resource_detach(self._handle, resource_id, ctx_id)
+
+    def set_mirrored(self, resource_id: int, owner: int, header: memoryview | None = None) -> None:
+        """The resource is mirrored (native/src/mirror.h) from now on, until it is removed.
+
+        owner: the context whose object has the latest contents, 0 if the mirror has. header: the start of the mirror,
+        which has to stay until remove_resource(), where this side writes it. Once more: another owner and header.
+        Raises OSError (ENOENT: no such resource, or it is not the owner's; ENOMEM), ValueError (too few bytes).
+        """
+        address = ffi.NULL
+        if header is not None:
+            if len(header) < MIRROR_HEADER_BYTES:
+                raise ValueError("shorter than a mirror's header")
+            with ffi.from_buffer("uint8_t[]", header, require_writable=True) as buffer:
+                address = ffi.cast("struct iso_mirror_header *", buffer)
+        code = lib.iso_plane_resource_mirror(self._handle, resource_id, owner, address)
+        check(code, f"resource {resource_id}")
+
+    def set_unmirrored(self, resource_id: int) -> None:
+        """It is not mirrored any more: it has storage that all contexts share. Copies that were placed so far are
+        nothing to an object without a mirror."""
+        lib.iso_plane_resource_unmirror(self._handle, resource_id)
+
+    def written(self, resource_id: int) -> None:
+        """This side has written a mirrored resource's mirror: it is newer than any context's object."""
+        lib.iso_plane_resource_written(self._handle, resource_id)
+
+    def set_shared_with_guest(self, resource_id: int) -> None:
+        """The storage is guest memory that workers see, too: transfers of it are answered OK and nothing is done.
+        Raises OSError (ENOENT)."""
+        check(lib.iso_plane_resource_guest_memory(self._handle, resource_id), f"resource {resource_id}")
+
+    def sync(self, resource_id: int, token: int) -> None:
+        """WorkDone (lane 0, OK) comes when all contexts have finished what they were sent so far of those that have the
+        resource, or are gone; its mirror is up to date then. Raises OSError (ENOENT, ENOMEM)."""
+        check(lib.iso_plane_resource_sync(self._handle, resource_id, token), f"resource {resource_id}")
 
     def remove_resource(self, resource_id: int) -> None:
         """Forgets it; work under way keeps what it needs."""

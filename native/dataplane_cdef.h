@@ -3,6 +3,7 @@
 #define ISO_RING_TOTAL_BYTES ...
 #define ISO_RING_MAX_PAYLOAD ...
 #define ISO_VQ_MAX_NUM ...
+#define ISO_MIRROR_HEADER_BYTES ...
 #define ISO_BACKING_MAX_ENTRIES ...
 #define ISO_FLAG_COMPLETE ...
 #define ISO_FLAG_FENCE ...
@@ -26,6 +27,9 @@
 #define ISO_WORK_TRANSFER_READ ...
 #define ISO_WORK_CONTROL ...
 #define ISO_WORK_READBACK ...
+#define ISO_WORK_POINT ...
+#define ISO_WORK_COPY_OUT ...
+#define ISO_WORK_COPY_IN ...
 #define ISO_PLACED_UNKNOWN ...
 
 struct iso_guestmem;
@@ -42,6 +46,10 @@ int iso_backing_new(const struct iso_guestmem *mem, const void *entries, uint32_
 void iso_backing_unref(struct iso_backing *backing);
 uint64_t iso_backing_bytes(const struct iso_backing *backing);
 uint32_t iso_backing_pieces(const struct iso_backing *backing);
+struct iso_segment {
+    uint64_t gpa, len;
+};
+uint32_t iso_backing_segments(const struct iso_backing *backing, struct iso_segment *out, uint32_t capacity);
 struct iso_rows {
     uint64_t offset, stride, layer_stride;
     uint32_t row_bytes, rows, layers;
@@ -59,6 +67,14 @@ struct iso_box {
 };
 bool iso_texture_valid(const struct iso_texture *texture);
 uint64_t iso_texture_bytes(const struct iso_texture *texture);
+struct iso_mirror_header;
+struct iso_mirror_level {
+    uint64_t offset;
+    uint32_t width, height, depth;
+    uint64_t stride, layer_stride;
+};
+uint64_t iso_mirror_bytes(const struct iso_texture *texture);
+bool iso_mirror_level(const struct iso_texture *texture, uint32_t level, struct iso_mirror_level *out);
 bool iso_pixels_known(uint32_t format);
 bool iso_pixels_to_xrgb(uint32_t format, const uint8_t *from, uint64_t from_stride, uint8_t *to, uint64_t to_stride,
                         uint32_t width, uint32_t height);
@@ -83,6 +99,7 @@ struct iso_plane_stats {
 };
 struct iso_lane_progress {
     uint64_t waiting, oldest, begun, consumed, completed, backlog, submits, submit_bytes, transfers, transfer_bytes;
+    bool blocked;
 };
 struct iso_placed {
     uint64_t seq, end, bytes;
@@ -127,6 +144,14 @@ void iso_plane_lane_release(struct iso_plane *plane, struct iso_lane *lane, uint
 void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_progress *out);
 void iso_plane_lane_history(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_history *out);
 bool iso_plane_lane_trim(struct iso_plane *plane, struct iso_lane *lane);
+int iso_plane_lane_reserve(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id, uint64_t slot);
+int iso_plane_lane_fill(struct iso_plane *plane, struct iso_lane *lane, uint64_t slot, uint32_t flags, uint64_t token,
+                        const uint8_t *bytes, uint32_t len);
+int iso_plane_resource_mirror(struct iso_plane *plane, uint32_t resource_id, uint32_t owner, struct iso_mirror_header *header);
+void iso_plane_resource_unmirror(struct iso_plane *plane, uint32_t resource_id);
+void iso_plane_resource_written(struct iso_plane *plane, uint32_t resource_id);
+int iso_plane_resource_sync(struct iso_plane *plane, uint32_t resource_id, uint64_t token);
+int iso_plane_resource_guest_memory(struct iso_plane *plane, uint32_t resource_id);
 int iso_plane_resource_set(struct iso_plane *plane, uint32_t resource_id, const struct iso_texture *texture);
 int iso_plane_resource_backing(struct iso_plane *plane, uint32_t resource_id, struct iso_backing *backing);
 int iso_plane_resource_attach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);

@@ -12,13 +12,16 @@ from enum import IntEnum
 from typing import Any
 
 from native._engines import ffi, lib
+from native.owned_fd import OwnedFd
+from native.storage import Layout
 
 RING_TOTAL_BYTES: int = lib.ISO_RING_TOTAL_BYTES
 MAX_SHADER_BYTES: int = lib.ISO_VIRGL_MAX_SHADER_BYTES
 SPARE_TOKENS: int = lib.ISO_VIRGL_SPARE_TOKENS
 
 
-def _text(array: Any) -> str:
+def text_of(array: Any) -> str:
+    """The NUL-terminated text in an array of char."""
     return bytes(ffi.buffer(array)).partition(b"\0")[0].decode("ascii", "replace")
 
 
@@ -80,11 +83,13 @@ Wake = Control | HungUp | Broken | EngineFault
 
 @dataclass(frozen=True)
 class ConsumerStatistics:
-    """Counts since the start: records (of which submits and transfers), fences, completions, sleeps, doorbells rung."""
+    """Counts since the start: records (of which submits, transfers and copies to and from mirrors), fences,
+    completions, sleeps, doorbells rung."""
 
     records: int
     submits: int
     transfers: int
+    copies: int
     fences: int
     completions: int
     sleeps: int
@@ -108,6 +113,13 @@ class ResourceArguments:
     flags: int
 
 
+_TEXTURE_FIELDS = tuple(name for name in ResourceArguments.__dataclass_fields__ if name != "resource_id")
+
+
+def _texture(arguments: ResourceArguments) -> Any:
+    return ffi.new("struct iso_texture *", {name: getattr(arguments, name) for name in _TEXTURE_FIELDS})
+
+
 class NativeEngine:
     """A struct iso_engine that a Consumer can drive."""
 
@@ -116,7 +128,8 @@ class NativeEngine:
 
 
 class NullEngine(NativeEngine):
-    """Does nothing, completes everything; see native/src/null_engine.h for what a SUBMIT may ask of it."""
+    """Draws nothing and completes everything; see native/src/null_engine.h for what a SUBMIT may ask of it, and
+    null_objects.h for its objects. What returns a number returns 0 or a positive errno, as told there."""
 
     def __init__(self) -> None:
         """Raises OSError when the fence thread cannot be started."""
@@ -124,76 +137,48 @@ class NullEngine(NativeEngine):
         if pointer == ffi.NULL:
             raise OSError(ffi.errno, os.strerror(ffi.errno))
         super().__init__(pointer)
+        self._objects = lib.iso_null_engine_objects(pointer)
+
+    def object_make(self, arguments: ResourceArguments) -> int:
+        """An object of this id, if there is none yet."""
+        return int(lib.iso_null_object_make(self._objects, arguments.resource_id, _texture(arguments)))
+
+    def object_import(self, arguments: ResourceArguments, layout: Layout, fd: int, *, dmabuf: bool) -> int:
+        """An object of this id that lies behind `fd`, if there is none yet. Width 0: as a buffer of all its bytes."""
+        storage = ffi.new("struct iso_null_storage *", (layout.nbytes, layout.offset, layout.stride))
+        texture = _texture(arguments)
+        return int(lib.iso_null_object_import(self._objects, arguments.resource_id, texture, storage, fd, dmabuf))
+
+    def object_mirror(self, resource_id: int, nbytes: int, fd: int) -> int:
+        """Give an object a mirror."""
+        return int(lib.iso_null_object_mirror(self._objects, resource_id, nbytes, fd))
+
+    def object_export(self, resource_id: int) -> tuple[OwnedFd, Layout]:
+        """A sealed memfd that an object's contents lie in from now on. Raises OSError."""
+        storage: Any = ffi.new("struct iso_null_storage *")
+        fd = ffi.new("int *")
+        error = lib.iso_null_object_export(self._objects, resource_id, storage, fd)
+        if error:
+            raise OSError(error, os.strerror(error))
+        return OwnedFd(fd[0]), Layout(storage.nbytes, storage.offset, storage.stride)
+
+    def object_drop(self, resource_id: int) -> None:
+        """Drop an object, if there is one."""
+        lib.iso_null_object_drop(self._objects, resource_id)
+
+    def take_blob(self, ctx_id: int, blob_id: int) -> int:
+        """The size of a blob of the context's that a stream made and that is not an object yet; 0: there is none."""
+        return int(lib.iso_null_engine_take_blob(self.pointer, ctx_id, blob_id))
+
+    def forget_context(self, ctx_id: int) -> None:
+        """Drop a context's blobs."""
+        lib.iso_null_engine_forget_context(self.pointer, ctx_id)
 
     def close(self) -> None:
         """Complete what is pending and end the fence thread."""
         if self.pointer != ffi.NULL:
             lib.iso_null_engine_free(self.pointer)
             self.pointer = ffi.NULL
-
-
-class VirglEngine(NativeEngine):
-    """libvirglrenderer and its guest contexts. There can be one of these in the life of a process."""
-
-    def __init__(
-        self,
-        egl_display: int,
-        egl_config: int,
-        *,
-        gles: bool,
-        for_vtest: bool = False,
-        max_shader_bytes: int = MAX_SHADER_BYTES,
-    ) -> None:
-        """Initialise virglrenderer on an EGLDisplay and EGLConfig (addresses). Raises OSError when it refuses.
-
-        `for_vtest`: a VtestSession will drive it, not a Consumer. `max_shader_bytes`: see check_stream().
-        """
-        text = ffi.new("char[256]")
-        use = lib.ISO_VIRGL_FOR_VTEST if for_vtest else lib.ISO_VIRGL_FOR_RING
-        pointer = lib.iso_virgl_engine_init(
-            *(ffi.cast("void *", egl_display), ffi.cast("void *", egl_config), gles, use),
-            *(max_shader_bytes, text, ffi.sizeof(text)),
-        )
-        if pointer == ffi.NULL:
-            raise OSError(ffi.errno, _text(text))
-        super().__init__(pointer)
-
-    def started(self) -> None:
-        """End of the start: from now on virglrenderer's messages are logged."""
-        lib.iso_virgl_started()
-
-    def capset(self, capset_id: int) -> tuple[int, bytes] | None:
-        """Newest version and bytes of a capability set, None if virglrenderer has no such set."""
-        version, size = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-        data = lib.iso_virgl_capset(capset_id, version, size)
-        return None if data == ffi.NULL else (version[0], bytes(ffi.buffer(data, size[0])))
-
-    def context_create(self, ctx_id: int, capset_id: int, name: str) -> int:
-        """Create a guest context; 0 or a positive errno. `name` is shown in virglrenderer's messages."""
-        return int(lib.iso_virgl_context_create(ctx_id, capset_id, name.encode("ascii", "replace")))
-
-    def context_destroy(self, ctx_id: int) -> int:
-        """Destroy a guest context and its attachments; 0 or ENOENT."""
-        return int(lib.iso_virgl_context_destroy(ctx_id))
-
-    def resource_attach(self, ctx_id: int, arguments: ResourceArguments) -> int:
-        """Attach a resource to a context, and make it if no context has it; 0 or a positive errno."""
-        resource = ffi.new("struct iso_virgl_resource *", vars(arguments))
-        return int(lib.iso_virgl_resource_attach(ctx_id, resource))
-
-    def resource_detach(self, ctx_id: int, resource_id: int) -> int:
-        """Detach a resource, and drop it if no other context has it; 0 or ENOENT."""
-        return int(lib.iso_virgl_resource_detach(ctx_id, resource_id))
-
-
-def check_stream(stream: bytes, max_shader_bytes: int = MAX_SHADER_BYTES) -> tuple[Status, str, bool]:
-    """What a VirglEngine finds out about a stream before virglrenderer gets it: how a SUBMIT of it would be answered,
-    why, and whether it asks for the result of a query (native/src/virgl_limits.h)."""
-    finding: Any = ffi.new("struct iso_virgl_finding *")
-    words = ffi.new("uint32_t[]", len(stream) // 4 or 1)
-    ffi.memmove(words, stream, len(stream) // 4 * 4)
-    status = Status(lib.iso_virgl_check(words, len(stream) // 4, max_shader_bytes, finding))
-    return status, _text(finding.text) if status is not Status.OK else "", bool(finding.asks_for_query)
 
 
 def virgl_version() -> tuple[int, int, int]:
@@ -241,7 +226,7 @@ class Consumer:
             return Control(seq=event.seq, ctx_id=event.ctx_id, payload=payload)
         if reason == lib.ISO_WAKE_HANGUP:
             return HungUp()
-        text = _text(event.text)
+        text = text_of(event.text)
         if reason == lib.ISO_WAKE_FAULT:
             return EngineFault(text=text, count=event.faults)
         return Broken(text=text)

@@ -78,6 +78,12 @@ class Backing:
         """Gives up this reference; the plane may hold another for work under way."""
         ffi.release(self.handle)
 
+    def segments(self) -> list[tuple[int, int]]:
+        """Its pieces in their order, each (guest-physical address, bytes); neighbours are one piece."""
+        out = ffi.new("struct iso_segment[]", self.pieces)
+        count = lib.iso_backing_segments(self.handle, out, self.pieces)
+        return [(out[i].gpa, out[i].len) for i in range(count)]
+
     def read_rows(self, memory: GuestMemory, at: Rows, into: memoryview, stride: int) -> bool:
         """Copies rows out of guest memory, row i to into[i * stride:]. False if they reach past the backing or RAM."""
         self._fits(at, into, stride)

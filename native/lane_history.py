@@ -15,6 +15,9 @@ class WorkKind(IntEnum):
     TRANSFER_READ = lib.ISO_WORK_TRANSFER_READ
     CONTROL = lib.ISO_WORK_CONTROL
     READBACK = lib.ISO_WORK_READBACK
+    POINT = lib.ISO_WORK_POINT
+    COPY_OUT = lib.ISO_WORK_COPY_OUT
+    COPY_IN = lib.ISO_WORK_COPY_IN
     UNKNOWN = lib.ISO_PLACED_UNKNOWN
 
 
@@ -22,8 +25,8 @@ class WorkKind(IntEnum):
 class Placed:
     """A record that a worker was sent.
 
-    nbytes: of the command stream, the box or the message. resource_id: of a transfer, or a message's first field.
-    message: the id of a control message. Of an UNKNOWN one, sent too long ago, there is only its number.
+    nbytes: of the command stream, the box or the message. resource_id: of a transfer or copy, or a message's first
+    field. message: the id of a control message. Of an UNKNOWN one, sent too long ago, there is only its number.
     """
 
     seq: int

@@ -5,6 +5,22 @@ from typing import Any
 
 from native._dataplane import ffi, lib
 
+MIRROR_HEADER_BYTES: int = lib.ISO_MIRROR_HEADER_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorLevel:
+    """Where a level lies in a mirror: `offset` of its first row from the start of the memory, `stride` from row to row
+    and `layer_stride` in bytes; width and height in pixels, depth in layers or slices. A buffer is one row of bytes.
+    """
+
+    offset: int
+    width: int
+    height: int
+    depth: int
+    stride: int
+    layer_stride: int
+
 
 @dataclass(frozen=True, slots=True)
 class Texture:
@@ -29,6 +45,18 @@ class Texture:
     def nbytes(self) -> int:
         """Bytes of all its levels, layers and samples, without what a driver adds; 0 if it is not valid."""
         return int(lib.iso_texture_bytes(self.struct()))
+
+    @property
+    def mirror_bytes(self) -> int:
+        """Bytes of a mirror of it (native/src/mirror.h), header and all; 0 if it cannot have one."""
+        return int(lib.iso_mirror_bytes(self.struct()))
+
+    def mirror_level(self, level: int = 0) -> MirrorLevel | None:
+        """Where a level lies in its mirror. None if there is no such level, or no mirror."""
+        out = ffi.new("struct iso_mirror_level *")
+        if not lib.iso_mirror_level(self.struct(), level, out):
+            return None
+        return MirrorLevel(*(getattr(out, name) for name in MirrorLevel.__slots__))
 
     def struct(self) -> Any:
         """As struct iso_texture."""

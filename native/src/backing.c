@@ -84,6 +84,14 @@ uint32_t iso_backing_pieces(const struct iso_backing *backing)
     return backing->count;
 }
 
+uint32_t iso_backing_segments(const struct iso_backing *backing, struct iso_segment *out, uint32_t capacity)
+{
+    uint32_t count = backing->count < capacity ? backing->count : capacity;
+    for (uint32_t i = 0; i < count; i++)
+        out[i] = (struct iso_segment){backing->pieces[i].gpa, backing->pieces[i].len};
+    return count;
+}
+
 uint64_t iso_rows_extent(const struct iso_rows *rows)
 {
     uint64_t layers, lines, sum;

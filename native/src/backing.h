@@ -22,6 +22,13 @@ void iso_backing_unref(struct iso_backing *backing);
 uint64_t iso_backing_bytes(const struct iso_backing *backing);
 uint32_t iso_backing_pieces(const struct iso_backing *backing);
 
+/* A piece as the guest sees it. */
+struct iso_segment {
+    uint64_t gpa, len; /* bytes */
+};
+/* The first `capacity` pieces in their order. Returns how many there were to write. */
+uint32_t iso_backing_segments(const struct iso_backing *backing, struct iso_segment *out, uint32_t capacity);
+
 /*
  * Rows of bytes in a backing and, the same rows packed or otherwise strided, in our own memory:
  * byte (layer, row, i) is at offset + layer * layer_stride + row * stride + i.

@@ -56,7 +56,7 @@ static void too_large(struct iso_plane *plane, struct iso_request *request, stru
     fail(plane, request, ISO_RESP_ERR_OUT_OF_MEMORY);
 }
 
-static void submit(struct iso_plane *plane, struct iso_request *request, struct iso_lane *lane)
+static void submit(struct iso_plane *plane, struct iso_request *request, struct iso_context *context)
 {
     struct cmd_submit cmd;
     struct iso_work *work = &request->work;
@@ -70,7 +70,7 @@ static void submit(struct iso_plane *plane, struct iso_request *request, struct 
         return;
     }
     if (cmd.size > ISO_RING_MAX_PAYLOAD) {
-        too_large(plane, request, lane, ISO_LIMIT_SUBMIT);
+        too_large(plane, request, context->lane, ISO_LIMIT_SUBMIT);
         return;
     }
     if (!cmd.size && !fenced) {
@@ -84,18 +84,10 @@ static void submit(struct iso_plane *plane, struct iso_request *request, struct 
                               .flags = fenced ? ISO_FLAG_FENCE : 0};
     if (plane->ring_idx && (request->hdr.flags & ISO_HDR_RING_IDX))
         work->ring_idx = request->hdr.ring_idx;
-    iso_lane_route(plane, lane, work);
+    iso_order_route(plane, context, work);
 }
 
-static bool is_attached(const struct iso_resource *resource, uint32_t ctx_id)
-{
-    for (uint32_t i = 0; i < resource->ctx_count; i++)
-        if (resource->ctx_ids[i] == ctx_id)
-            return true;
-    return false;
-}
-
-static void transfer(struct iso_plane *plane, struct iso_request *request, struct iso_lane *lane)
+static void transfer(struct iso_plane *plane, struct iso_request *request, struct iso_context *context)
 {
     struct cmd_transfer_3d cmd;
     struct iso_rows rows;
@@ -104,8 +96,12 @@ static void transfer(struct iso_plane *plane, struct iso_request *request, struc
         return;
     }
     struct iso_resource *resource = iso_idmap_get(&plane->resources, cmd.resource_id);
-    if (!resource || !is_attached(resource, request->hdr.ctx_id)) {
+    if (!resource || !iso_resource_is_with(resource, context)) {
         fail(plane, request, ISO_RESP_ERR_INVALID_RESOURCE_ID);
+        return;
+    }
+    if (resource->guest_memory) { /* both sides see the same bytes */
+        iso_request_answer(plane, request, ISO_RESP_OK_NODATA, NULL, 0);
         return;
     }
     if (!resource->backing) {
@@ -121,8 +117,8 @@ static void transfer(struct iso_plane *plane, struct iso_request *request, struc
     /* An answered transfer means that the guest may use its memory again, so the record completes when executed and a
      * fence behind it would add nothing: what is drawn from the resource later is ordered by the ring. */
     uint64_t layer_stride = (uint64_t)rows.row_bytes * rows.rows;
-    if (layer_stride > UINT32_MAX || layer_stride * rows.layers > lane->staging_bytes) {
-        too_large(plane, request, lane, ISO_LIMIT_TRANSFER);
+    if (layer_stride > UINT32_MAX || layer_stride * rows.layers > context->lane->staging_bytes) {
+        too_large(plane, request, context->lane, ISO_LIMIT_TRANSFER);
         return;
     }
     request->work = (struct iso_work){
@@ -136,22 +132,24 @@ static void transfer(struct iso_plane *plane, struct iso_request *request, struc
                      .w = cmd.box.w, .h = cmd.box.h, .d = cmd.box.d, .stride = rows.row_bytes,
                      .layer_stride = (uint32_t)layer_stride, .len = layer_stride * rows.layers},
     };
-    iso_lane_route(plane, lane, &request->work);
+    iso_order_route(plane, context, &request->work);
 }
 
 static void run_3d(struct iso_plane *plane, struct iso_request *request)
 {
-    struct iso_lane *lane = iso_idmap_get(&plane->contexts, request->hdr.ctx_id);
-    if (!lane)
+    struct iso_context *context = iso_idmap_get(&plane->contexts, request->hdr.ctx_id);
+    if (!context)
         fail(plane, request, ISO_RESP_ERR_INVALID_CONTEXT_ID);
-    else if (lane->lost)
+    else if (context->lane->lost)
         fail(plane, request, ISO_RESP_ERR_UNSPEC);
+    else if (context->lane->backlog_count >= ISO_LANE_MAX_BACKLOG)
+        fail(plane, request, ISO_RESP_ERR_OUT_OF_MEMORY);
     else if (plane->ring_idx && (request->hdr.flags & ISO_HDR_RING_IDX) && request->hdr.ring_idx > MAX_RING_IDX)
         fail(plane, request, ISO_RESP_ERR_INVALID_PARAMETER);
     else if (request->hdr.type == CMD_SUBMIT_3D)
-        submit(plane, request, lane);
+        submit(plane, request, context);
     else
-        transfer(plane, request, lane);
+        transfer(plane, request, context);
 }
 
 bool iso_command_run(struct iso_plane *plane, struct iso_request *request)

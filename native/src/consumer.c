@@ -1,7 +1,6 @@
 #include "consumer.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -9,9 +8,10 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "sealed_memory.h"
 
 #define CMD_MASK (ISO_RING_CMD_BYTES - 1)
 #define MAX_FAILED 1024u       /* failed records whose fences are under way; beyond that they are completed out of order */
@@ -262,6 +262,20 @@ static uint32_t execute_transfer(struct iso_consumer *consumer, const struct iso
     return ops->transfer_read(consumer->engine, record->ctx_id, &transfer, staging);
 }
 
+static uint32_t execute_copy(struct iso_consumer *consumer, const struct iso_record *record, const uint8_t *payload)
+{
+    const struct iso_engine_ops *ops = consumer->engine->ops;
+    struct iso_copy copy;
+
+    consumer->statistics.copies++;
+    if (record->payload_len != sizeof(copy))
+        return ISO_STATUS_INVALID_PARAMETER;
+    memcpy(&copy, payload, sizeof(copy));
+    if (record->type == ISO_RECORD_COPY_OUT)
+        return ops->copy_out(consumer->engine, record->ctx_id, copy.resource_id);
+    return ops->copy_in(consumer->engine, record->ctx_id, copy.resource_id);
+}
+
 static bool execute(struct iso_consumer *consumer, const struct iso_record *record, const uint8_t *payload, uint32_t *status)
 {
     switch (record->type) {
@@ -272,6 +286,10 @@ static bool execute(struct iso_consumer *consumer, const struct iso_record *reco
     case ISO_RECORD_TRANSFER_WRITE:
     case ISO_RECORD_TRANSFER_READ:
         *status = execute_transfer(consumer, record, payload);
+        return true;
+    case ISO_RECORD_COPY_OUT:
+    case ISO_RECORD_COPY_IN:
+        *status = execute_copy(consumer, record, payload);
         return true;
     case ISO_RECORD_FENCE:
         *status = ISO_STATUS_OK;
@@ -479,23 +497,6 @@ void iso_consumer_statistics(struct iso_consumer *consumer, struct iso_consumer_
 
 /* Memory. */
 
-/* A mapping of a file that can shrink would end in SIGBUS, so only sealed memory is taken. */
-static void *map_sealed(int fd, uint64_t at_least, uint64_t *bytes)
-{
-    struct stat status;
-    int seals = fcntl(fd, F_GET_SEALS);
-
-    if (seals < 0 || fstat(fd, &status) < 0)
-        return NULL;
-    if (!(seals & F_SEAL_SHRINK) || status.st_size <= 0 || (uint64_t)status.st_size < at_least) {
-        errno = EPROTO;
-        return NULL;
-    }
-    *bytes = (uint64_t)status.st_size;
-    void *memory = mmap(NULL, (size_t)*bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    return memory == MAP_FAILED ? NULL : memory;
-}
-
 static bool is_our_ring(const struct iso_ring_header *ring)
 {
     return ring->magic == ISO_RING_MAGIC && ring->version == ISO_RING_VERSION && ring->cmd_bytes == ISO_RING_CMD_BYTES &&
@@ -506,11 +507,11 @@ static bool map_memory(struct iso_consumer *consumer, int ring_fd, int staging_f
 {
     uint64_t ring_bytes;
 
-    consumer->ring = map_sealed(ring_fd, ISO_RING_TOTAL_BYTES, &ring_bytes);
+    consumer->ring = iso_map_sealed(ring_fd, ISO_RING_TOTAL_BYTES, false, &ring_bytes);
     if (!consumer->ring)
         return false;
     if (is_our_ring(consumer->ring)) {
-        consumer->staging = map_sealed(staging_fd, 1, &consumer->staging_bytes);
+        consumer->staging = iso_map_sealed(staging_fd, 1, false, &consumer->staging_bytes);
         if (consumer->staging)
             return true;
     } else {
@@ -535,7 +536,10 @@ static bool listen_to(struct iso_consumer *consumer, int fd, uint32_t events)
     return epoll_ctl(consumer->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-/* Messages that wait on the channel are read when a control record says so; only its end matters here. */
+/*
+ * Messages that wait on the channel, descriptors with them, are read when a control record says so; only its end matters
+ * here, which EPOLLRDHUP tells whatever else is there to be read.
+ */
 static bool listen_to_all(struct iso_consumer *consumer)
 {
     consumer->epoll_fd = epoll_create1(EPOLL_CLOEXEC);

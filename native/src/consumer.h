@@ -32,7 +32,7 @@ struct iso_wake_event {
 };
 
 struct iso_consumer_statistics {
-    uint64_t records, submits, transfers, fences, completions, sleeps, doorbells;
+    uint64_t records, submits, transfers, copies, fences, completions, sleeps, doorbells;
 };
 
 struct iso_consumer;

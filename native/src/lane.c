@@ -1,5 +1,6 @@
 #include "lane.h"
 
+#include "order.h"
 #include "request.h"
 
 #include <errno.h>
@@ -178,6 +179,28 @@ static enum iso_place place_transfer(struct iso_lane *lane, struct iso_work *wor
     return ISO_PLACE_PENDING;
 }
 
+static enum iso_place place_fence(struct iso_lane *lane, struct iso_work *work)
+{
+    if (!ring_room(lane, iso_ring_record_size(0)))
+        return ISO_PLACE_FULL;
+    record_begin(lane, ISO_RECORD_FENCE, work, 0);
+    return ISO_PLACE_SENT;
+}
+
+static enum iso_place place_copy(struct iso_lane *lane, struct iso_work *work)
+{
+    const uint32_t type = work->kind == ISO_WORK_COPY_OUT ? ISO_RECORD_COPY_OUT : ISO_RECORD_COPY_IN;
+    for (;;) {
+        struct iso_copy copy = {.resource_id = work->transfer.resource_id};
+        if (!ring_room(lane, iso_ring_record_size(sizeof(copy))))
+            return ISO_PLACE_FULL; /* those placed stay placed */
+        memcpy(record_begin(lane, type, work, sizeof(copy)), &copy, sizeof(copy));
+        if (work->taken * sizeof(uint32_t) == work->len)
+            return ISO_PLACE_SENT;
+        memcpy(&work->transfer.resource_id, work->bytes + work->taken++ * sizeof(uint32_t), sizeof(uint32_t));
+    }
+}
+
 static enum iso_place place_control(struct iso_lane *lane, struct iso_work *work)
 {
     if (work->len > ISO_RING_MAX_PAYLOAD)
@@ -188,19 +211,30 @@ static enum iso_place place_control(struct iso_lane *lane, struct iso_work *work
     return ISO_PLACE_SENT;
 }
 
+static enum iso_place place(struct iso_lane *lane, struct iso_work *work, const struct iso_guestmem *mem)
+{
+    switch (work->kind) {
+    case ISO_WORK_SUBMIT:
+        return place_stream(lane, work, mem);
+    case ISO_WORK_CONTROL:
+        return place_control(lane, work);
+    case ISO_WORK_POINT:
+        return place_fence(lane, work);
+    case ISO_WORK_COPY_OUT:
+    case ISO_WORK_COPY_IN:
+        return place_copy(lane, work);
+    default:
+        return place_transfer(lane, work, mem);
+    }
+}
+
 enum iso_place iso_lane_place(struct iso_lane *lane, struct iso_work *work, const struct iso_guestmem *mem)
 {
-    enum iso_place placed;
     if (lane->lost)
         return ISO_PLACE_REFUSED;
     if (lane->pending_count == ISO_LANE_MAX_PENDING)
         return ISO_PLACE_FULL;
-    if (work->kind == ISO_WORK_CONTROL)
-        placed = place_control(lane, work);
-    else if (work->kind == ISO_WORK_SUBMIT)
-        placed = place_stream(lane, work, mem);
-    else
-        placed = place_transfer(lane, work, mem);
+    enum iso_place placed = place(lane, work, mem);
     if (placed == ISO_PLACE_SENT && work->flags) {
         remember(lane, work, 0);
         placed = ISO_PLACE_PENDING;
@@ -219,6 +253,34 @@ void iso_lane_backlog(struct iso_lane *lane, struct iso_work *work)
         lane->backlog_first = work;
     lane->backlog_last = work;
     lane->backlog_count++;
+}
+
+void iso_lane_backlog_first(struct iso_lane *lane, struct iso_work *work)
+{
+    work->next = lane->backlog_first;
+    lane->backlog_first = work;
+    if (!lane->backlog_last)
+        lane->backlog_last = work;
+    lane->backlog_count++;
+}
+
+void iso_lane_backlog_remove(struct iso_lane *lane, struct iso_work *work)
+{
+    struct iso_work **at = &lane->backlog_first, *before = NULL;
+    while (*at != work) {
+        before = *at;
+        at = &before->next;
+    }
+    *at = work->next;
+    if (lane->backlog_last == work)
+        lane->backlog_last = before;
+    lane->backlog_count--;
+}
+
+bool iso_lane_is_blocked(const struct iso_lane *lane)
+{
+    const struct iso_work *first = lane->backlog_first;
+    return first && (first->kind == ISO_WORK_SLOT || (first->kind == ISO_WORK_BARRIER && first->waiter->points));
 }
 
 bool iso_lane_trim(struct iso_lane *lane)

@@ -3,7 +3,8 @@
  * It serves one context, or several where workers are shared.
  *
  * Work is placed in order. When the command ring or the staging memory is full it waits in the lane's own backlog, so that
- * one slow context never stops the shared virtqueue. Work that will be answered is remembered in `pending`, ascending by
+ * one slow context never stops the shared virtqueue. It waits there, too, for other contexts (order.h) and for messages that
+ * Python cannot write yet. Work that will be answered is remembered in `pending`, ascending by
  * sequence number; staging memory is given back in that same order.
  *
  * Nothing here locks: a lane belongs to one plane and is used under the plane's lock.
@@ -18,8 +19,12 @@
 #include <stdbool.h>
 
 #define ISO_LANE_MAX_PENDING 4096u /* no more than completions fit in their ring */
+/* Work in a backlog beyond which commands are refused: each can bring copies of many resources, which wait there too. */
+#define ISO_LANE_MAX_BACKLOG 16384u
 
 struct iso_request;
+struct iso_point;
+struct iso_waiter;
 
 enum iso_work_kind {
     ISO_WORK_SUBMIT,         /* the command stream behind the request's command */
@@ -27,6 +32,11 @@ enum iso_work_kind {
     ISO_WORK_TRANSFER_READ,  /* resource -> guest backing */
     ISO_WORK_CONTROL,        /* a message from Python */
     ISO_WORK_READBACK,       /* resource -> staging memory, for Python to look at */
+    ISO_WORK_POINT,          /* a fence for whoever waits for this context (order.h) */
+    ISO_WORK_COPY_OUT,       /* object -> mirror */
+    ISO_WORK_COPY_IN,        /* mirror -> object */
+    ISO_WORK_BARRIER,        /* nothing to be done; waits for points of other contexts */
+    ISO_WORK_SLOT,           /* nothing yet; waits for Python to fill it */
 };
 
 /* One thing to be done by a worker. Requests carry theirs; Python's are allocated. */
@@ -36,11 +46,14 @@ struct iso_work {
     uint32_t flags, ring_idx, ctx_id; /* of the record */
     struct iso_request *request;  /* the guest's request to answer, or NULL */
     uint64_t token;               /* Python's name for its work */
-    struct iso_transfer transfer; /* kinds TRANSFER_* and READBACK; offset is filled in when placed */
+    struct iso_transfer transfer; /* kinds TRANSFER_* and READBACK; offset is filled in when placed. COPY_*: its resource_id */
     struct iso_rows rows;         /* where the box lies in the backing */
     struct iso_backing *backing;  /* held, or NULL */
     uint32_t len;                 /* bytes of payload */
-    uint8_t *bytes;               /* kind CONTROL: payload, owned */
+    uint8_t *bytes;               /* kind CONTROL: payload, owned; kinds COPY_*: ids of more resources, 4 bytes each */
+    uint32_t taken;               /* kinds COPY_*: how many of those have been placed */
+    struct iso_point *point;      /* kinds SUBMIT and POINT: passed with it, or NULL */
+    struct iso_waiter *waiter;    /* kind BARRIER */
 };
 
 struct iso_pending {
@@ -67,6 +80,8 @@ struct iso_lane {
     struct iso_pending *pending; /* ISO_LANE_MAX_PENDING of them, a ring */
     struct iso_work *backlog_first, *backlog_last;
     uint32_t backlog_count;
+    bool ready; /* its backlog may go on; on the plane's list of those */
+    struct iso_lane *ready_next;
     uint64_t submits, transfers, submit_bytes, transfer_bytes; /* statistics */
     uint64_t staging_used; /* bytes at the start of staging memory that may have pages */
     uint64_t retired;      /* completions awaited when it was lost */
@@ -91,6 +106,10 @@ void iso_lane_free(struct iso_lane *lane);
 /* Tries to place one piece of work; see enum iso_place. `mem` is where guest bytes come from. */
 enum iso_place iso_lane_place(struct iso_lane *lane, struct iso_work *work, const struct iso_guestmem *mem);
 void iso_lane_backlog(struct iso_lane *lane, struct iso_work *work);
+void iso_lane_backlog_first(struct iso_lane *lane, struct iso_work *work);
+void iso_lane_backlog_remove(struct iso_lane *lane, struct iso_work *work);
+/* Whether the backlog waits for something other than room: points that have not passed, or a slot that is not filled. */
+bool iso_lane_is_blocked(const struct iso_lane *lane);
 /* Gives a piece of staging memory back to the system if nothing is under way there. True if there is more to give. */
 bool iso_lane_trim(struct iso_lane *lane);
 /* Publishes what was placed and rings if the worker sleeps. */

@@ -22,6 +22,12 @@ static uint32_t response_of(uint32_t status)
     }
 }
 
+/* By the guest or Python, who are told of its end. */
+static bool is_awaited(const struct iso_work *work)
+{
+    return work->request || (work->flags && work->kind != ISO_WORK_POINT && work->kind != ISO_WORK_SLOT);
+}
+
 /* The end of a piece of work: the guest's request is answered, or Python is told. */
 static void work_done(struct iso_plane *plane, struct iso_lane *lane, struct iso_work *work, uint32_t status)
 {
@@ -31,15 +37,32 @@ static void work_done(struct iso_plane *plane, struct iso_lane *lane, struct iso
         status = ISO_STATUS_INVALID_PARAMETER; /* guest memory changed under it */
     iso_backing_unref(work->backing);
     work->backing = NULL;
+    if (work->point)
+        iso_point_done(plane, work->point);
+    work->point = NULL;
     if (work->request) {
         iso_request_answer(plane, work->request, response_of(status), NULL, 0);
         return;
     }
-    if (work->flags)
+    if (work->kind == ISO_WORK_BARRIER)
+        iso_waiter_leave(work->waiter);
+    if (is_awaited(work))
         iso_plane_post(plane, (struct iso_event){.kind = ISO_EVENT_WORK_DONE, .lane = lane->id, .token = work->token,
                                                  .status = status, .staging_offset = work->transfer.offset, .len = work->transfer.len});
     free(work->bytes);
     free(work);
+}
+
+/* What stands before it is not finished with its end: whoever waits for it gets a fence in its place. */
+static void refused(struct iso_plane *plane, struct iso_lane *lane, struct iso_work *work)
+{
+    if (!lane->lost && work->point) {
+        struct iso_work *fence = iso_point_refused(work->point);
+        work->point = NULL;
+        if (fence)
+            iso_lane_backlog_first(lane, fence);
+    }
+    work_done(plane, lane, work, lane->lost ? ISO_STATUS_LOST : ISO_STATUS_INVALID_PARAMETER);
 }
 
 /* A request whose command stream has been copied is answered now if nobody fenced it. */
@@ -48,23 +71,20 @@ static void placed(struct iso_plane *plane, struct iso_lane *lane, struct iso_wo
     if (place == ISO_PLACE_SENT)
         work_done(plane, lane, work, ISO_STATUS_OK);
     else if (place == ISO_PLACE_REFUSED)
-        work_done(plane, lane, work, lane->lost ? ISO_STATUS_LOST : ISO_STATUS_INVALID_PARAMETER);
+        refused(plane, lane, work);
 }
 
 static void backlog_flush(struct iso_plane *plane, struct iso_lane *lane)
 {
-    while (lane->backlog_first) {
+    while (lane->backlog_first && !iso_lane_is_blocked(lane)) {
         struct iso_work *work = lane->backlog_first;
-        enum iso_place place = iso_lane_place(lane, work, plane->mem);
+        enum iso_place place = work->kind == ISO_WORK_BARRIER ? ISO_PLACE_SENT : iso_lane_place(lane, work, plane->mem);
         if (place == ISO_PLACE_FULL) {
             if (iso_lane_want_room(lane))
                 continue;
             break;
         }
-        lane->backlog_first = work->next;
-        if (!lane->backlog_first)
-            lane->backlog_last = NULL;
-        lane->backlog_count--;
+        iso_lane_backlog_remove(lane, work);
         placed(plane, lane, work, place);
     }
     iso_lane_publish(lane);
@@ -79,7 +99,7 @@ static void lose(struct iso_plane *plane, struct iso_lane *lane)
         struct iso_work *work = pending->work;
         pending->work = NULL;
         if (work && !pending->done) {
-            lane->retired++;
+            lane->retired += is_awaited(work);
             work_done(plane, lane, work, ISO_STATUS_LOST);
         }
         pending->done = true;
@@ -87,12 +107,10 @@ static void lose(struct iso_plane *plane, struct iso_lane *lane)
     lane->pending_count = 0;
     while (lane->backlog_first) {
         struct iso_work *work = lane->backlog_first;
-        lane->backlog_first = work->next;
-        lane->retired += work->request || work->flags;
+        iso_lane_backlog_remove(lane, work);
+        lane->retired += is_awaited(work);
         work_done(plane, lane, work, ISO_STATUS_LOST);
     }
-    lane->backlog_last = NULL;
-    lane->backlog_count = 0;
 }
 
 static void broken(struct iso_plane *plane, struct iso_lane *lane)
@@ -115,6 +133,31 @@ void iso_lane_route(struct iso_plane *plane, struct iso_lane *lane, struct iso_w
     }
     if (lane->lost)
         broken(plane, lane); /* the worker's tail made no sense while we placed */
+}
+
+void iso_lane_ready(struct iso_plane *plane, struct iso_lane *lane)
+{
+    if (lane->ready)
+        return;
+    lane->ready = true;
+    lane->ready_next = plane->ready;
+    plane->ready = lane;
+}
+
+/* A list, and not at once: it was another lane's end that brought us here, and this one's may come of it. */
+void iso_plane_settle(struct iso_plane *plane)
+{
+    while (plane->ready) {
+        struct iso_lane *lane = plane->ready;
+        plane->ready = lane->ready_next;
+        lane->ready = false;
+        if (lane->lost)
+            continue;
+        backlog_flush(plane, lane);
+        if (lane->lost)
+            broken(plane, lane);
+    }
+    iso_queue_notify(plane);
 }
 
 static bool take_completion(struct iso_plane *plane, struct iso_lane *lane, const struct iso_completion *completion)
@@ -169,25 +212,6 @@ int iso_plane_lane_add(struct iso_plane *plane, struct iso_lane *lane)
     return error;
 }
 
-int iso_plane_lane_bind(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id)
-{
-    int error = 0;
-    pthread_mutex_lock(&plane->lock);
-    if (iso_idmap_get(&plane->contexts, ctx_id))
-        error = -EEXIST;
-    else if (!iso_idmap_put(&plane->contexts, ctx_id, lane))
-        error = -ENOMEM;
-    pthread_mutex_unlock(&plane->lock);
-    return error;
-}
-
-void iso_plane_context_forget(struct iso_plane *plane, uint32_t ctx_id)
-{
-    pthread_mutex_lock(&plane->lock);
-    iso_idmap_remove(&plane->contexts, ctx_id);
-    pthread_mutex_unlock(&plane->lock);
-}
-
 void iso_plane_lane_lost(struct iso_plane *plane, struct iso_lane *lane)
 {
     pthread_mutex_lock(&plane->lock);
@@ -203,9 +227,12 @@ void iso_plane_lane_free(struct iso_plane *plane, struct iso_lane *lane)
 {
     pthread_mutex_lock(&plane->lock);
     lose(plane, lane);
-    for (uint32_t i = 0; i < plane->contexts.capacity; i++)
-        if (plane->contexts.slots[i].value == lane)
-            plane->contexts.slots[i].value = &plane->grave;
+    iso_plane_settle(plane);
+    for (uint32_t i = 0; i < plane->contexts.capacity; i++) {
+        struct iso_context *context = plane->contexts.slots[i].value;
+        if (context && context->lane == lane)
+            context->lane = &plane->grave;
+    }
     iso_idmap_remove(&plane->lanes, lane->id);
     iso_plane_listen(plane, lane->doorbell_in, ISO_SOURCE_NONE, 0);
     iso_plane_pass(plane);
@@ -230,8 +257,8 @@ int iso_plane_lane_send(struct iso_plane *plane, struct iso_lane *lane, uint32_t
     int error = lane->lost ? -EPIPE : 0;
     if (!error)
         iso_lane_route(plane, lane, work);
+    iso_plane_settle(plane);
     bool waits = lane->backlog_first;
-    iso_queue_notify(plane);
     pthread_mutex_unlock(&plane->lock);
     if (error) {
         free(copy);
@@ -262,9 +289,12 @@ int iso_plane_lane_readback(struct iso_plane *plane, struct iso_lane *lane, uint
     };
     pthread_mutex_lock(&plane->lock);
     int error = lane->lost ? -EPIPE : 0;
-    if (!error)
-        iso_lane_route(plane, lane, work);
-    iso_queue_notify(plane);
+    struct iso_context *context = iso_idmap_get(&plane->contexts, ctx_id);
+    if (!error && context && context->lane == lane)
+        iso_order_route(plane, context, work);
+    else if (!error)
+        iso_lane_route(plane, lane, work); /* of a context that was forgotten */
+    iso_plane_settle(plane);
     pthread_mutex_unlock(&plane->lock);
     if (error)
         free(work);
@@ -285,7 +315,7 @@ void iso_plane_lane_release(struct iso_plane *plane, struct iso_lane *lane, uint
         backlog_flush(plane, lane);
         if (lane->lost)
             broken(plane, lane);
-        iso_queue_notify(plane);
+        iso_plane_settle(plane);
     }
     pthread_mutex_unlock(&plane->lock);
 }
@@ -316,6 +346,7 @@ void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, str
         .consumed = at_most(atomic_load(&lane->ring->cmd_tail), lane->cmd_head),
         .completed = lane->cpl_tail,
         .backlog = lane->backlog_count,
+        .blocked = iso_lane_is_blocked(lane),
         .submits = lane->submits,
         .submit_bytes = lane->submit_bytes,
         .transfers = lane->transfers,

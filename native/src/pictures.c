@@ -50,10 +50,12 @@ bool iso_picture_transfer(struct iso_plane *plane, struct iso_request *request)
     struct cmd_transfer_2d cmd;
     if (!iso_chain_read(plane->mem, &request->chain, 0, &cmd, sizeof(cmd)))
         return false;
-    const struct iso_resource *resource = iso_idmap_get(&plane->resources, cmd.resource_id);
+    struct iso_resource *resource = iso_idmap_get(&plane->resources, cmd.resource_id);
     if (!resource || !resource->pixels || !resource->backing || !is_within(&cmd.rect, resource))
         return false;
     if ((uint64_t)cmd.rect.width * cmd.rect.height * PIXEL_BYTES > SHORT_TRANSFER)
+        return false;
+    if (resource->mirrored && iso_resource_is_in_use(resource))
         return false;
     const uint64_t stride = (uint64_t)resource->width * PIXEL_BYTES;
     const struct iso_rows rows = {
@@ -61,6 +63,8 @@ bool iso_picture_transfer(struct iso_plane *plane, struct iso_request *request)
     uint8_t *to = resource->pixels + cmd.rect.y * stride + (uint64_t)cmd.rect.x * PIXEL_BYTES;
     if (!iso_backing_read_rows(plane->mem, resource->backing, &rows, to, stride, 0))
         return false;
+    if (resource->mirrored)
+        iso_resource_written(resource);
     answer_ok(plane, request);
     return true;
 }

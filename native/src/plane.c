@@ -37,9 +37,11 @@ static void hush(int fd)
 void iso_plane_pass(struct iso_plane *plane)
 {
     bool more = false;
+    if (plane->ready)
+        iso_plane_settle(plane); /* which may retire what a queue waits for */
     for (uint32_t i = 0; i < ISO_QUEUE_COUNT; i++)
         more |= iso_queue_drain(plane, i);
-    iso_queue_notify(plane);
+    iso_plane_settle(plane);
     if (more)
         ring(plane->wake_fd); /* others may have the lock first */
 }
@@ -122,10 +124,10 @@ static void close_fd(int *fd)
     *fd = -1;
 }
 
-static void free_resource(struct iso_resource *resource)
+static void free_resource(struct iso_plane *plane, struct iso_resource *resource)
 {
+    iso_sharing_end(plane, resource);
     iso_backing_unref(resource->backing);
-    free(resource->ctx_ids);
     free(resource);
 }
 
@@ -142,7 +144,10 @@ void iso_plane_free(struct iso_plane *plane)
     }
     for (uint32_t i = 0; i < plane->resources.capacity; i++)
         if (plane->resources.slots[i].id)
-            free_resource(plane->resources.slots[i].value);
+            free_resource(plane, plane->resources.slots[i].value);
+    for (uint32_t i = 0; i < plane->contexts.capacity; i++)
+        if (plane->contexts.slots[i].id)
+            iso_context_unref(plane->contexts.slots[i].value);
     for (uint32_t i = 0; i < ISO_QUEUE_COUNT; i++) {
         close_fd(&plane->queues[i].vq.kick_fd);
         close_fd(&plane->queues[i].vq.call_fd);

@@ -24,6 +24,7 @@
 #define ISO_MAX_SCANOUTS 16u /* VIRTIO_GPU_MAX_SCANOUTS */
 
 struct iso_plane;
+struct iso_mirror_header;
 
 enum iso_event_kind {
     ISO_EVENT_NONE,
@@ -103,9 +104,12 @@ void iso_plane_flush(struct iso_plane *plane);
 
 /* Takes the lane into the plane and listens to its doorbell. Returns 0 or -errno. */
 int iso_plane_lane_add(struct iso_plane *plane, struct iso_lane *lane);
-/* Commands of ctx_id go to the lane from now on; a shared lane has several contexts. Returns 0, -EEXIST or -ENOMEM. */
+/*
+ * Commands of ctx_id go to the lane from now on; a shared lane has several contexts. Where contexts share resources the plane
+ * keeps their work in the order of the queue (order.h). Returns 0, -EEXIST or -ENOMEM.
+ */
 int iso_plane_lane_bind(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id);
-/* The context is destroyed: its id is free again. What was placed before still runs. */
+/* The context is destroyed: its id is free again, and it has no resources. What was placed before still runs. */
 void iso_plane_context_forget(struct iso_plane *plane, uint32_t ctx_id);
 /* Its worker is gone: takes in the last completions, then answers everything under way there with an error. */
 void iso_plane_lane_lost(struct iso_plane *plane, struct iso_lane *lane);
@@ -127,9 +131,11 @@ void iso_plane_lane_release(struct iso_plane *plane, struct iso_lane *lane, uint
 /*
  * For hang detection: work that somebody waits for, the oldest of it (its sequence number, 0: none), the record being
  * executed, bytes of records consumed, completions seen. begun and consumed are the worker's own words, within limits.
+ * blocked: the backlog waits for other contexts or for a slot, and not for this worker.
  */
 struct iso_lane_progress {
     uint64_t waiting, oldest, begun, consumed, completed, backlog, submits, submit_bytes, transfers, transfer_bytes;
+    bool blocked;
 };
 void iso_plane_lane_progress(struct iso_plane *plane, struct iso_lane *lane, struct iso_lane_progress *out);
 /* What it was sent lately; also of a lane that is lost. */
@@ -137,9 +143,51 @@ void iso_plane_lane_history(struct iso_plane *plane, struct iso_lane *lane, stru
 /* iso_lane_trim(), for lanes that have been idle for a while. */
 bool iso_plane_lane_trim(struct iso_plane *plane, struct iso_lane *lane);
 
+/*
+ * A place in the order of a context, for a message that cannot be written yet: what comes later waits behind it. `slot` is
+ * Python's name for it, one of its tokens. Returns 0, -EPIPE or -ENOMEM.
+ */
+int iso_plane_lane_reserve(struct iso_plane *plane, struct iso_lane *lane, uint32_t ctx_id, uint64_t slot);
+/*
+ * Puts a control message there, as iso_plane_lane_send does at the end; len 0: nothing, the place is given up. Must not have
+ * to wait for what stands behind it (order.h). Returns 0, -EPIPE (the lane is lost, and its slots with it), -ENOENT or -ENOMEM.
+ */
+int iso_plane_lane_fill(struct iso_plane *plane, struct iso_lane *lane, uint64_t slot, uint32_t flags, uint64_t token,
+                        const uint8_t *bytes, uint32_t len);
+
+/*
+ * The resource is mirrored (mirror.h) from now on, until it is removed: all contexts that have it get a copy of the mirror
+ * when they next do something. `owner` is the context whose object has the latest contents, one that has the resource; 0: the
+ * mirror has. `header` is the mirror's, valid until the resource is removed, where the mirror is written on this side; NULL
+ * where it never is. Once more: it has another owner and header. Returns 0, -ENOENT or -ENOMEM.
+ */
+int iso_plane_resource_mirror(struct iso_plane *plane, uint32_t resource_id, uint32_t owner, struct iso_mirror_header *header);
+/*
+ * It is not mirrored any more: its contents have storage that all contexts share. What was to be copied so far still is, which
+ * is nothing to an object without a mirror.
+ */
+void iso_plane_resource_unmirror(struct iso_plane *plane, uint32_t resource_id);
+/*
+ * This side has written the contents of a mirrored resource: they are newer than every object. The plane does the same where
+ * it writes pixels itself (iso_plane_resource_picture, whose pixels lie in the mirror then). What a context drew since
+ * contents were last copied out is lost.
+ */
+void iso_plane_resource_written(struct iso_plane *plane, uint32_t resource_id);
+/*
+ * WORK_DONE with this token (lane 0, status OK) comes when everything is finished that contexts which have the resource
+ * or had the resource were sent so far, or they are gone; a mirror is up to date then. Returns 0, -ENOENT or -ENOMEM.
+ */
+int iso_plane_resource_sync(struct iso_plane *plane, uint32_t resource_id, uint64_t token);
+
 int iso_plane_resource_set(struct iso_plane *plane, uint32_t resource_id, const struct iso_texture *texture);
 /* Holds a reference; NULL detaches. */
 int iso_plane_resource_backing(struct iso_plane *plane, uint32_t resource_id, struct iso_backing *backing);
+/*
+ * The resource's storage is guest memory that workers see, too: transfers of it are answered without anything being done.
+ * Returns 0 or -ENOENT.
+ */
+int iso_plane_resource_guest_memory(struct iso_plane *plane, uint32_t resource_id);
+/* The context, bound to a lane, has the resource from now on. Returns 0 (also if it had it), -ENOENT or -ENOMEM. */
 int iso_plane_resource_attach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);
 void iso_plane_resource_detach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id);
 /*

@@ -216,44 +216,6 @@ int iso_plane_resource_backing(struct iso_plane *plane, uint32_t resource_id, st
     return resource ? 0 : -ENOENT;
 }
 
-static int attach(struct iso_resource *resource, uint32_t ctx_id)
-{
-    for (uint32_t i = 0; i < resource->ctx_count; i++)
-        if (resource->ctx_ids[i] == ctx_id)
-            return 0;
-    if (resource->ctx_count == resource->ctx_capacity) {
-        uint32_t capacity = resource->ctx_capacity ? resource->ctx_capacity * 2 : 2;
-        uint32_t *ids = realloc(resource->ctx_ids, capacity * sizeof(*ids));
-        if (!ids)
-            return -ENOMEM;
-        resource->ctx_ids = ids;
-        resource->ctx_capacity = capacity;
-    }
-    resource->ctx_ids[resource->ctx_count++] = ctx_id;
-    return 0;
-}
-
-int iso_plane_resource_attach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id)
-{
-    pthread_mutex_lock(&plane->lock);
-    struct iso_resource *resource = iso_idmap_get(&plane->resources, resource_id);
-    int error = resource ? attach(resource, ctx_id) : -ENOENT;
-    pthread_mutex_unlock(&plane->lock);
-    return error;
-}
-
-void iso_plane_resource_detach(struct iso_plane *plane, uint32_t resource_id, uint32_t ctx_id)
-{
-    pthread_mutex_lock(&plane->lock);
-    struct iso_resource *resource = iso_idmap_get(&plane->resources, resource_id);
-    for (uint32_t i = 0; resource && i < resource->ctx_count; i++)
-        if (resource->ctx_ids[i] == ctx_id) {
-            resource->ctx_ids[i] = resource->ctx_ids[--resource->ctx_count];
-            break;
-        }
-    pthread_mutex_unlock(&plane->lock);
-}
-
 int iso_plane_resource_picture(struct iso_plane *plane, uint32_t resource_id, uint32_t width, uint32_t height, uint8_t *pixels)
 {
     pthread_mutex_lock(&plane->lock);
@@ -267,14 +229,25 @@ int iso_plane_resource_picture(struct iso_plane *plane, uint32_t resource_id, ui
     return resource ? 0 : -ENOENT;
 }
 
+int iso_plane_resource_guest_memory(struct iso_plane *plane, uint32_t resource_id)
+{
+    pthread_mutex_lock(&plane->lock);
+    struct iso_resource *resource = iso_idmap_get(&plane->resources, resource_id);
+    if (resource)
+        resource->guest_memory = true;
+    pthread_mutex_unlock(&plane->lock);
+    return resource ? 0 : -ENOENT;
+}
+
 void iso_plane_resource_remove(struct iso_plane *plane, uint32_t resource_id)
 {
     pthread_mutex_lock(&plane->lock);
     struct iso_resource *resource = iso_idmap_remove(&plane->resources, resource_id);
+    if (resource)
+        iso_sharing_end(plane, resource);
     pthread_mutex_unlock(&plane->lock);
     if (!resource)
         return;
     iso_backing_unref(resource->backing);
-    free(resource->ctx_ids);
     free(resource);
 }

@@ -3,6 +3,7 @@
 #define ISOREND_PLANE_STATE_H
 
 #include "idmap.h"
+#include "order.h"
 #include "plane.h"
 
 #include <pthread.h>
@@ -16,13 +17,23 @@ struct iso_queue {
     uint32_t open;               /* requests not yet on the used ring */
 };
 
+/* A context that has a resource, or had it. */
+struct iso_user {
+    struct iso_context *context; /* held */
+    uint64_t left;               /* 0: it has it; else what it was sent up to here may still touch the resource */
+};
+
 /* A resource as the fast path needs it. */
 struct iso_resource {
     uint32_t id;
     struct iso_texture texture;
     struct iso_backing *backing;
-    uint32_t ctx_count, ctx_capacity;
-    uint32_t *ctx_ids; /* the contexts it is attached to */
+    bool guest_memory; /* its storage is the guest's memory itself */
+    bool mirrored;
+    struct iso_mirror_header *mirror; /* if the plane is to tell of what is written there, or NULL */
+    struct iso_context *owner;        /* mirrored: whose object is the latest, one of those that have it; NULL: the mirror is */
+    uint32_t user_count, user_capacity;
+    struct iso_user *users;
     uint32_t width, height; /* of the picture; 0: it is none */
     uint8_t *pixels;        /* the picture's shadow, or NULL */
 };
@@ -51,7 +62,9 @@ struct iso_plane {
     struct iso_request *handed_first, *handed_last; /* commands that wait for Python */
     struct iso_event_node *events_first, *events_last;
     struct iso_timeline *timelines; /* those with requests on them */
-    struct iso_idmap contexts;      /* ctx_id -> struct iso_lane */
+    uint64_t clock;                 /* work of contexts ever routed */
+    struct iso_lane *ready;         /* lanes whose backlog may go on */
+    struct iso_idmap contexts;      /* ctx_id -> struct iso_context */
     struct iso_idmap lanes;         /* lane id -> struct iso_lane */
     struct iso_idmap resources;     /* resource id -> struct iso_resource */
     struct iso_scanout scanouts[ISO_MAX_SCANOUTS];
@@ -82,7 +95,16 @@ bool iso_picture_transfer(struct iso_plane *plane, struct iso_request *request);
 bool iso_picture_flush(struct iso_plane *plane, struct iso_request *request);
 bool iso_picture_flip(struct iso_plane *plane, struct iso_request *request);
 
+/* sharing.c */
+bool iso_resource_is_with(const struct iso_resource *resource, const struct iso_context *context);
+void iso_resource_written(struct iso_resource *resource); /* one that is mirrored */
+bool iso_resource_is_in_use(const struct iso_resource *resource); /* the same: its mirror may be read or written just now */
+void iso_sharing_forget(struct iso_plane *plane, struct iso_context *context);
+void iso_sharing_end(struct iso_plane *plane, struct iso_resource *resource); /* before it is freed */
+
 /* lanes.c */
+void iso_lane_ready(struct iso_plane *plane, struct iso_lane *lane); /* its backlog may go on; done by iso_plane_settle */
+void iso_plane_settle(struct iso_plane *plane); /* lets lanes go on, then notifies; for whoever holds no lane in hand */
 void iso_lane_route(struct iso_plane *plane, struct iso_lane *lane, struct iso_work *work);
 void iso_lane_drain(struct iso_plane *plane, struct iso_lane *lane);
 

@@ -29,7 +29,7 @@
 #include <string.h>
 
 #define ISO_RING_MAGIC 0x69736f72u /* "isor" */
-#define ISO_RING_VERSION 1u
+#define ISO_RING_VERSION 2u
 #define ISO_RING_CMD_BYTES (2u << 20)
 #define ISO_RING_CPL_ENTRIES 4096u
 #define ISO_RING_RECORD_ALIGN 32u
@@ -42,6 +42,8 @@ enum iso_record_type {
     ISO_RECORD_TRANSFER_WRITE = 2, /* payload: struct iso_transfer; staging -> resource */
     ISO_RECORD_TRANSFER_READ = 3,  /* payload: struct iso_transfer; resource -> staging */
     ISO_RECORD_FENCE = 4,          /* no payload: a fence behind everything before it */
+    ISO_RECORD_COPY_OUT = 5,       /* payload: struct iso_copy; object -> mirror (mirror.h), if it was written since */
+    ISO_RECORD_COPY_IN = 6,        /* payload: struct iso_copy; mirror -> object, if it has changed since */
     ISO_RECORD_CONTROL = 16,       /* payload: one message of ipc.messages; decided in Python */
 };
 
@@ -79,6 +81,11 @@ struct iso_transfer {
     uint32_t layer_stride; /* bytes from layer to layer in staging */
     uint64_t offset;       /* of the first byte, in staging memory */
     uint64_t len;          /* bytes used in staging memory */
+};
+
+/* A copy between a resource's object and its mirror. */
+struct iso_copy {
+    uint32_t resource_id, pad;
 };
 
 struct iso_completion {

@@ -35,12 +35,6 @@ bool iso_texture_valid(const struct iso_texture *texture)
            (texture->target == ISO_TARGET_TEXTURE_3D || texture->depth == 1);
 }
 
-static uint32_t minify(uint32_t size, uint32_t level)
-{
-    uint32_t small = size >> level;
-    return small ? small : 1;
-}
-
 uint64_t iso_texture_bytes(const struct iso_texture *texture)
 {
     if (!iso_texture_valid(texture))
@@ -50,9 +44,9 @@ uint64_t iso_texture_bytes(const struct iso_texture *texture)
     const struct iso_block *block = iso_format_block(texture->format);
     uint64_t bytes = 0;
     for (uint32_t level = 0; level <= texture->last_level; level++) {
-        uint64_t columns = (minify(texture->width, level) + block->width - 1u) / block->width;
-        uint64_t lines = (minify(texture->height, level) + block->height - 1u) / block->height;
-        bytes += columns * lines * minify(texture->depth, level); /* 2^14 * 2^14 * 2^11 at most */
+        uint64_t columns = (iso_minify(texture->width, level) + block->width - 1u) / block->width;
+        uint64_t lines = (iso_minify(texture->height, level) + block->height - 1u) / block->height;
+        bytes += columns * lines * iso_minify(texture->depth, level); /* 2^14 * 2^14 * 2^11 at most */
     }
     /* 2^40 blocks, 2^11 layers, 2^5 samples, 2^5 bytes: 2^61 */
     return bytes * texture->array_size * (texture->nr_samples ? texture->nr_samples : 1) * block->bytes;
@@ -71,8 +65,8 @@ bool iso_texture_rows(const struct iso_texture *texture, const struct iso_box *b
     const struct iso_block *block = buffer ? &bytes : iso_format_block(texture->format);
     if (!block || level > texture->last_level)
         return false;
-    uint32_t width = minify(texture->width, level), height = minify(texture->height, level);
-    uint32_t layers = texture->target == ISO_TARGET_TEXTURE_3D ? minify(texture->depth, level) : texture->array_size;
+    uint32_t width = iso_minify(texture->width, level), height = iso_minify(texture->height, level);
+    uint32_t layers = texture->target == ISO_TARGET_TEXTURE_3D ? iso_minify(texture->depth, level) : texture->array_size;
     if (!inside(box->x, box->w, width) || !inside(box->y, box->h, height) || !inside(box->z, box->d, layers))
         return false;
     /* All sizes are bounded by 2^32 here, so 64-bit products cannot wrap. */

@@ -25,6 +25,12 @@ struct iso_block {
 
 /* NULL for a format that has no single block size or that nobody knows. */
 const struct iso_block *iso_format_block(uint32_t format);
+/* A size of level 0 in the given level; for what levels make smaller: not the number of layers. */
+static inline uint32_t iso_minify(uint32_t size, uint32_t level)
+{
+    uint32_t small = size >> level;
+    return small ? small : 1;
+}
 /* Whether the v1 arguments describe something that could exist: known target and format, sizes that agree with them. */
 bool iso_texture_valid(const struct iso_texture *texture);
 /*

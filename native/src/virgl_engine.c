@@ -10,12 +10,14 @@
 #include "virgl_gl_fence.h"
 #include "virgl_limits.h"
 #include "virgl_log.h"
+#include "virgl_stream.h"
 #include "virgl_vtest.h"
 
 enum { CAPSET_VIRGL = 1, CAPSET_VIRGL2 = 2 };
 
 static struct iso_engine engine;
 static uint32_t max_shader_bytes;
+static bool has_own_blobs; /* which virglrenderer is not to make; not for vtest, whose clients have its */
 static bool queries_wait; /* for a fence of virglrenderer's: streams asked for their results */
 static _Atomic uint64_t fences_under_way; /* on virglrenderer's sync thread */
 
@@ -55,7 +57,7 @@ static bool is_done(uint64_t patience_ns)
 static uint32_t virgl_create_fence(struct iso_engine *self, uint32_t ctx_id, uint32_t ring_idx, uint64_t seq, uint64_t patience_ns)
 {
     (void)ring_idx;
-    if (!iso_virgl_context_exists(ctx_id)) {
+    if (!iso_virgl_context_get(ctx_id)) {
         self->fence_done(self->cookie, seq); /* nothing can be under way */
         return ISO_STATUS_OK;
     }
@@ -83,6 +85,8 @@ static uint32_t status_of(int error)
         return ISO_STATUS_OUT_OF_MEMORY;
     case EINVAL:
         return ISO_STATUS_INVALID_PARAMETER;
+    case ENOENT:
+        return ISO_STATUS_INVALID_RESOURCE;
     default:
         return ISO_STATUS_FAILED;
     }
@@ -104,25 +108,80 @@ bool iso_virgl_queries_wait(void)
     return queries_wait;
 }
 
+/* The payload is 32-byte aligned in the ring, and virglrenderer does not write to it. */
+static int execute(uint32_t ctx_id, const uint32_t *stream, uint32_t words)
+{
+    return words ? virgl_renderer_submit_cmd((void *)(uintptr_t)stream, (int)ctx_id, (int)words) : 0;
+}
+
+/* As virglrenderer does after commands that cannot be executed, skip all drawing of the context: this one is cut off. */
+static void give_up(uint32_t ctx_id, const uint32_t *command)
+{
+    const uint32_t cut = iso_virgl_number(command[0]) | 1u << 16;
+
+    execute(ctx_id, &cut, 1);
+}
+
+static bool is_ours(const uint32_t *command)
+{
+    const uint32_t number = iso_virgl_number(command[0]);
+
+    return number == ISO_VIRGL_PIPE_RESOURCE_CREATE || number == ISO_VIRGL_PIPE_RESOURCE_SET_TYPE;
+}
+
+static int execute_ours(uint32_t ctx_id, const uint32_t *command)
+{
+    int error;
+
+    if (iso_virgl_number(command[0]) == ISO_VIRGL_PIPE_RESOURCE_CREATE)
+        error = iso_virgl_blobs_announce(&iso_virgl_context_get(ctx_id)->blobs, command);
+    else
+        error = iso_virgl_resource_set_type(ctx_id, command);
+    if (error)
+        give_up(ctx_id, command);
+    return error;
+}
+
+/* virglrenderer gets the stream in pieces around what is ours. The stream was checked. */
+static int execute_around_blobs(uint32_t ctx_id, const uint32_t *stream, uint32_t words)
+{
+    uint32_t from = 0;
+    int error = 0;
+
+    for (uint32_t at = 0, next; !error && at < words; at = next) {
+        next = at + 1 + iso_virgl_length(stream[at]);
+        if (!is_ours(stream + at))
+            continue;
+        error = execute(ctx_id, stream + from, at - from);
+        if (!error)
+            error = execute_ours(ctx_id, stream + at);
+        from = next;
+    }
+    return error ? error : execute(ctx_id, stream + from, words - from);
+}
+
 /* A stream that is refused costs its context nothing else: virglrenderer never sees it. */
 static uint32_t virgl_submit(struct iso_engine *self, uint32_t ctx_id, const void *payload, uint32_t len)
 {
+    const struct iso_virgl_context *context = iso_virgl_context_get(ctx_id);
     struct iso_virgl_finding finding;
     uint32_t status;
     int error;
 
-    if (!iso_virgl_context_exists(ctx_id) || len % 4)
+    if (!context || len % 4)
         return ISO_STATUS_INVALID_PARAMETER;
     if (!len)
         return ISO_STATUS_OK;
-    status = iso_virgl_check(payload, len / 4, max_shader_bytes, &finding);
+    status = iso_virgl_check(payload, len / 4, max_shader_bytes, context->usage, &finding);
     if (status != ISO_STATUS_OK) {
         iso_engine_fault(self, "%s", finding.text);
         return status;
     }
     queries_wait = queries_wait || finding.asks_for_query;
-    /* The payload is 32-byte aligned in the ring, and virglrenderer does not write to it. */
-    error = virgl_renderer_submit_cmd((void *)(uintptr_t)payload, (int)ctx_id, (int)(len / 4));
+    if (finding.has_blobs && has_own_blobs)
+        error = execute_around_blobs(ctx_id, payload, len / 4);
+    else
+        error = execute(ctx_id, payload, len / 4);
     iso_virgl_report("submit", error);
     return status_of(error);
 }
@@ -134,8 +193,10 @@ static uint32_t virgl_transfer(struct iso_engine *self, uint32_t ctx_id, const s
     int error;
 
     (void)self;
-    if (!iso_virgl_context_exists(ctx_id))
+    if (!iso_virgl_context_get(ctx_id))
         return ISO_STATUS_INVALID_PARAMETER;
+    if (write)
+        iso_virgl_mark_written(transfer->resource_id);
     if (write)
         error = virgl_renderer_transfer_write_iov(transfer->resource_id, ctx_id, (int)transfer->level, transfer->stride,
                                                   transfer->layer_stride, &box, 0, &iov, 1);
@@ -158,6 +219,29 @@ static uint32_t virgl_transfer_read(struct iso_engine *self, uint32_t ctx_id, co
     return virgl_transfer(self, ctx_id, transfer, staging, false);
 }
 
+/* The order may ask for copies of what is about to be mirrored, or not after all: that is nothing to tell of. */
+static uint32_t copied(const char *what, int error)
+{
+    if (error == ENOENT)
+        return ISO_STATUS_INVALID_RESOURCE;
+    iso_virgl_report(what, error);
+    return status_of(error);
+}
+
+static uint32_t virgl_copy_out(struct iso_engine *self, uint32_t ctx_id, uint32_t resource_id)
+{
+    (void)self;
+    (void)ctx_id;
+    return copied("copy to a mirror", iso_virgl_resource_copy_out(resource_id));
+}
+
+static uint32_t virgl_copy_in(struct iso_engine *self, uint32_t ctx_id, uint32_t resource_id)
+{
+    (void)self;
+    (void)ctx_id;
+    return copied("copy from a mirror", iso_virgl_resource_copy_in(resource_id));
+}
+
 static void virgl_poll(struct iso_engine *self)
 {
     (void)self;
@@ -175,6 +259,8 @@ static const struct iso_engine_ops virgl_ops = {
     .submit = virgl_submit,
     .transfer_write = virgl_transfer_write,
     .transfer_read = virgl_transfer_read,
+    .copy_out = virgl_copy_out,
+    .copy_in = virgl_copy_in,
     .create_fence = virgl_create_fence,
     .poll = virgl_poll,
     .poll_fd = virgl_poll_fd,
@@ -214,6 +300,7 @@ struct iso_engine *iso_virgl_engine_init(void *egl_display, void *egl_config, bo
         return NULL;
     }
     max_shader_bytes = most_shader_bytes;
+    has_own_blobs = use != ISO_VIRGL_FOR_VTEST;
     engine.ops = &virgl_ops;
     return &engine;
 }

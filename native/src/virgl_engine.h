@@ -9,6 +9,7 @@
 
 #include "engine.h"
 #include "virgl_contexts.h"
+#include "virgl_objects.h"
 
 /*
  * Who finds out that work is done. A ring's consumer has fences come back on virglrenderer's sync thread; a vtest session

@@ -3,8 +3,8 @@
 #include <stdio.h>
 
 #include "ring.h"
+#include "virgl_stream.h"
 
-enum { COMMAND_CREATE_OBJECT = 1, COMMAND_GET_QUERY_RESULT = 21, OBJECT_SHADER = 4 };
 enum { SHADER_OFFSET = 2, SHADER_TOKENS = 3, SHADER_WORDS = 5 }; /* of the command's words, from 0 */
 
 #define OFFSET_CONTINUES 0x80000000u
@@ -27,25 +27,56 @@ static uint32_t check_shader(const uint32_t *shader, uint32_t max_shader_bytes, 
     return ISO_STATUS_OK;
 }
 
-uint32_t iso_virgl_check(const uint32_t *stream, uint32_t words, uint32_t max_shader_bytes, struct iso_virgl_finding *finding)
+static bool is_shader(uint32_t header)
 {
-    finding->asks_for_query = false;
+    return iso_virgl_number(header) == ISO_VIRGL_CREATE_OBJECT && iso_virgl_object(header) == ISO_VIRGL_OBJECT_SHADER &&
+           iso_virgl_length(header) >= SHADER_WORDS;
+}
+
+static uint32_t check_command(const uint32_t *command, uint32_t max_shader_bytes, struct iso_virgl_finding *finding)
+{
+    switch (iso_virgl_number(command[0])) {
+    case ISO_VIRGL_GET_QUERY_RESULT:
+        finding->asks_for_query = true;
+        break;
+    case ISO_VIRGL_PIPE_RESOURCE_CREATE:
+    case ISO_VIRGL_PIPE_RESOURCE_SET_TYPE:
+        finding->has_blobs = true;
+        break;
+    }
+    return is_shader(command[0]) ? check_shader(command + 1, max_shader_bytes, finding) : ISO_STATUS_OK;
+}
+
+/* Answers for iso_virgl_check(), which sees to it that a refused stream was not followed for nothing. */
+static uint32_t walk(const uint32_t *stream, uint32_t words, uint32_t max_shader_bytes, struct iso_virgl_usage *usage,
+                     struct iso_virgl_finding *finding)
+{
     for (uint32_t at = 0; at < words;) {
-        const uint32_t number = stream[at] & 0xff, object = stream[at] >> 8 & 0xff, length = stream[at] >> 16;
+        const uint32_t length = iso_virgl_length(stream[at]);
 
         if (length > words - at - 1) {
-            snprintf(finding->text, sizeof(finding->text), "command %u at word %u has %u words, the stream %u", number, at,
-                     length, words);
+            snprintf(finding->text, sizeof(finding->text), "command %u at word %u has %u words, the stream %u",
+                     iso_virgl_number(stream[at]), at, length, words);
             return ISO_STATUS_INVALID_PARAMETER;
         }
-        if (number == COMMAND_GET_QUERY_RESULT)
-            finding->asks_for_query = true;
-        if (number == COMMAND_CREATE_OBJECT && object == OBJECT_SHADER && length >= SHADER_WORDS) {
-            uint32_t status = check_shader(stream + at + 1, max_shader_bytes, finding);
-            if (status != ISO_STATUS_OK)
-                return status;
-        }
+        uint32_t status = check_command(stream + at, max_shader_bytes, finding);
+        if (status != ISO_STATUS_OK)
+            return status;
+        if (usage)
+            iso_virgl_usage_follow(usage, stream + at);
         at += 1 + length;
     }
     return ISO_STATUS_OK;
+}
+
+uint32_t iso_virgl_check(const uint32_t *stream, uint32_t words, uint32_t max_shader_bytes, struct iso_virgl_usage *usage,
+                         struct iso_virgl_finding *finding)
+{
+    finding->asks_for_query = finding->has_blobs = false;
+    if (usage)
+        iso_virgl_usage_begin(usage);
+    uint32_t status = walk(stream, words, max_shader_bytes, usage, finding);
+    if (status != ISO_STATUS_OK && usage)
+        iso_virgl_usage_lose(usage);
+    return status;
 }
