@@ -1,41 +1,28 @@
-"""The EGL display a GL worker draws on: which device, what it can do, and a first drawing to prove it.
+"""The EGL display a GL worker draws on, and which device is behind it.
 
 PyOpenGL owns this; virglrenderer is handed the display and a config and makes its contexts there. Nothing here may be
-called before the fork: the first call loads the vendor's driver.
+called before the fork: the first call loads the vendor's driver. What the display can do is found out by `egl_probe`.
 
 Without a render node the display is EGL_MESA_platform_surfaceless, which takes a software renderer when there is no
 GPU, else that of an EGLDevice (EGL_EXT_platform_device), as NVIDIA's driver has no surfaceless platform.
 """
 
 import ctypes
-import fcntl
-import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from OpenGL import EGL, GL
+from OpenGL import EGL
 from OpenGL.EGL.EXT.device_enumeration import eglQueryDevicesEXT
 from OpenGL.EGL.EXT.device_query import eglQueryDeviceStringEXT
-from OpenGL.EGL.KHR.image_base import eglCreateImageKHR, eglDestroyImageKHR
-from OpenGL.error import EGLError
 from OpenGL.error import Error as OpenGLError
 
-from context_worker.engine import Description, EngineError
-from ipc.messages import Capability
+from context_worker.engine import EngineError
 
 # Khronos' registry of EGL numbers; these are of extensions, which PyOpenGL spreads over many modules.
 EGL_PLATFORM_SURFACELESS_MESA = 0x31DD
 EGL_PLATFORM_DEVICE_EXT = 0x313F
 EGL_DRM_RENDER_NODE_FILE_EXT = 0x3377
-EGL_LINUX_DMA_BUF_EXT = 0x3270
-EGL_LINUX_DRM_FOURCC_EXT = 0x3271
-EGL_DMA_BUF_PLANE0_FD_EXT = 0x3272
-EGL_DMA_BUF_PLANE0_OFFSET_EXT = 0x3273
-EGL_DMA_BUF_PLANE0_PITCH_EXT = 0x3274
-DRM_FORMAT_ARGB8888 = int.from_bytes(b"AR24", "little")
 
 _MAX_DEVICES = 32
 
@@ -127,132 +114,3 @@ def open_display(render_node: str | None = None) -> EglDisplay:
     except OpenGLError as error:
         raise EngineError(f"EGL failed: {error}") from error
     return EglDisplay(handle, config, extensions, gles, is_render_node=render_node is not None)
-
-
-@contextmanager
-def _current_context(display: EglDisplay) -> Iterator[None]:
-    """A GL context of our own, current within; then what was current before, because virglrenderer relies on it."""
-    EGL.eglBindAPI(EGL.EGL_OPENGL_ES_API if display.gles else EGL.EGL_OPENGL_API)
-    wanted = (ctypes.c_int32 * 3)(EGL.EGL_CONTEXT_MAJOR_VERSION, 3, EGL.EGL_NONE)
-    context = EGL.eglCreateContext(display.handle, display.config, EGL.EGL_NO_CONTEXT, wanted)
-    if not context:
-        raise EngineError("eglCreateContext failed")
-    before = EGL.eglGetCurrentContext()
-    EGL.eglMakeCurrent(display.handle, EGL.EGL_NO_SURFACE, EGL.EGL_NO_SURFACE, context)
-    try:
-        yield
-    finally:
-        EGL.eglMakeCurrent(display.handle, EGL.EGL_NO_SURFACE, EGL.EGL_NO_SURFACE, before or EGL.EGL_NO_CONTEXT)
-        EGL.eglDestroyContext(display.handle, context)
-
-
-@contextmanager
-def _framebuffer(texture: int) -> Iterator[None]:
-    framebuffer = ctypes.c_uint32()
-    GL.glGenFramebuffers(1, ctypes.byref(framebuffer))
-    GL.glBindFramebuffer(GL.GL_FRAMEBUFFER, framebuffer.value)
-    GL.glFramebufferTexture2D(GL.GL_FRAMEBUFFER, GL.GL_COLOR_ATTACHMENT0, GL.GL_TEXTURE_2D, texture, 0)
-    try:
-        yield
-    finally:
-        GL.glDeleteFramebuffers(1, ctypes.byref(framebuffer))
-
-
-@contextmanager
-def _texture() -> Iterator[int]:
-    texture = ctypes.c_uint32()
-    GL.glGenTextures(1, ctypes.byref(texture))
-    GL.glBindTexture(GL.GL_TEXTURE_2D, texture.value)
-    try:
-        yield texture.value
-    finally:
-        GL.glDeleteTextures(1, ctypes.byref(texture))
-
-
-def _clear(width: int, height: int) -> None:
-    GL.glViewport(0, 0, width, height)
-    GL.glClearColor(1.0, 0.0, 1.0, 1.0)
-    GL.glClear(GL.GL_COLOR_BUFFER_BIT)
-
-
-def _draws() -> bool:
-    """Clear a small texture and read a pixel back: the driver's threads exist after this."""
-    pixel = (ctypes.c_uint8 * 4)()
-    with _texture() as texture:
-        GL.glTexImage2D(GL.GL_TEXTURE_2D, 0, GL.GL_RGBA8, 16, 16, 0, GL.GL_RGBA, GL.GL_UNSIGNED_BYTE, None)
-        with _framebuffer(texture):
-            _clear(16, 16)
-            GL.glReadPixels(8, 8, 1, 1, GL.GL_RGBA, GL.GL_UNSIGNED_BYTE, pixel)
-    return bytes(pixel) == b"\xff\x00\xff\xff"
-
-
-def _image_target_texture(image: Any) -> None:
-    """glEGLImageTargetTexture2DOES for the bound GL_TEXTURE_2D. PyOpenGL offers it for OpenGL ES alone."""
-    address = ctypes.cast(EGL.eglGetProcAddress(b"glEGLImageTargetTexture2DOES"), ctypes.c_void_p).value
-    if not address:
-        raise EngineError("EGL has no glEGLImageTargetTexture2DOES")
-    function = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_void_p)(address)
-    function(GL.GL_TEXTURE_2D, ctypes.cast(image, ctypes.c_void_p))
-
-
-def _import_memory(display: EglDisplay, fd: int, width: int, height: int, pitch: int) -> Any:
-    """An EGLImage of ARGB8888 pixels in `fd`, None if the driver does not take such memory."""
-    attributes = {
-        EGL.EGL_WIDTH: width,
-        EGL.EGL_HEIGHT: height,
-        EGL_LINUX_DRM_FOURCC_EXT: DRM_FORMAT_ARGB8888,
-        EGL_DMA_BUF_PLANE0_FD_EXT: fd,
-        EGL_DMA_BUF_PLANE0_OFFSET_EXT: 0,
-        EGL_DMA_BUF_PLANE0_PITCH_EXT: pitch,
-    }
-    flat = [word for pair in attributes.items() for word in pair]
-    words = (ctypes.c_int32 * (len(flat) + 1))(*flat, EGL.EGL_NONE)
-    try:
-        return eglCreateImageKHR(display.handle, EGL.EGL_NO_CONTEXT, EGL_LINUX_DMA_BUF_EXT, None, words) or None
-    except EGLError:
-        return None  # a driver that wants a real dma-buf says so by an error
-
-
-def _draws_into_memfd(display: EglDisplay) -> bool:
-    """Import a sealed memfd as if it were a dma-buf, clear it, look at the memory. Software renderers can."""
-    width, height = 16, 16
-    pitch = width * 4
-    fd = os.memfd_create("isorend-probe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, mmap.PAGESIZE)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        image = _import_memory(display, fd, width, height, pitch)
-        if image is None:
-            return False
-        with _texture() as texture:
-            _image_target_texture(image)
-            with _framebuffer(texture):
-                _clear(width, height)
-                GL.glFinish()
-        eglDestroyImageKHR(display.handle, image)
-        with mmap.mmap(fd, mmap.PAGESIZE) as memory:
-            return memory[: pitch * height] == b"\xff\x00\xff\xff" * (width * height)
-    finally:
-        os.close(fd)
-
-
-def probe(display: EglDisplay) -> Description:
-    """Draw on the display and say what is behind it. Raises EngineError if it does not draw what it was told."""
-    capabilities = Capability(0)
-    try:
-        with _current_context(display):
-            renderer = GL.glGetString(GL.GL_RENDERER) or b""
-            version = GL.glGetString(GL.GL_VERSION) or b""
-            if not _draws():
-                raise EngineError("the driver does not draw what it was told")
-            if "EGL_EXT_image_dma_buf_import" in display.extensions:
-                capabilities |= Capability.DMABUF_IMPORT
-                if _draws_into_memfd(display):
-                    capabilities |= Capability.MEMFD_IMPORT
-    except OpenGLError as error:
-        raise EngineError(f"OpenGL failed: {error}") from error
-    if display.is_render_node:
-        capabilities |= Capability.RENDER_NODE
-        if "EGL_MESA_image_dma_buf_export" in display.extensions:
-            capabilities |= Capability.DMABUF_EXPORT
-    return Description(renderer.decode("ascii", "replace"), version.decode("ascii", "replace"), capabilities)

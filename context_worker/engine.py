@@ -7,8 +7,20 @@ All methods are called on the worker's one thread. A method that answers a contr
 from dataclasses import dataclass
 from typing import Protocol
 
-from ipc.messages import AttachResource, Capability, Capset, CreateContext, EngineName
+from ipc.messages import (
+    AttachResource,
+    BlobObject,
+    Capability,
+    Capset,
+    CreateBlob,
+    CreateContext,
+    EngineName,
+    ObjectToResource,
+    ResourceToObject,
+)
 from native.engines import NativeEngine, Status
+from native.owned_fd import OwnedFd
+from native.storage import Layout, StorageKind
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,16 @@ class Description:
     renderer: str
     version: str
     capabilities: Capability
+
+
+@dataclass(frozen=True)
+class Export:
+    """An object's storage. Who gets it owns `fd`. map_info: VIRTIO_GPU_MAP_CACHE_*, 0 where it cannot be mapped."""
+
+    fd: OwnedFd
+    kind: StorageKind
+    layout: Layout
+    map_info: int
 
 
 class EngineError(Exception):
@@ -54,4 +76,19 @@ class Engine(Protocol):
 
     def detach_resource(self, ctx_id: int, resource_id: int) -> Status:
         """Detach a resource's object, and drop it if no context has it any more."""
+        ...
+
+    def resource_to_object(self, ctx_id: int, message: ResourceToObject, storage: OwnedFd) -> Status:
+        """Attach to the context an object that lies in `storage`, or is mirrored there; takes it over."""
+        ...
+
+    def object_to_resource(self, ctx_id: int, message: ObjectToResource) -> tuple[Status, Export | None]:
+        """The storage of the context's object, if it can be had: only with Status.OK."""
+        ...
+
+    def create_blob(
+        self, ctx_id: int, message: CreateBlob, storage: OwnedFd | None
+    ) -> tuple[Status, BlobObject | None]:
+        """Make the context's object `blob_id` that of a resource and attach it; takes `storage` over. What was made
+        comes with Status.OK alone."""
         ...

@@ -27,8 +27,9 @@ Who takes a worker over while it loads its driver sees those of that one guest p
 cache trust each other for that reason.
 
 Memory: RLIMIT_DATA counts private memory that can be written, RLIMIT_FSIZE bounds each file and memfd, and the filter
-leaves no other way to make large memory but by many of those, which vtest workers can, and by page tables. The master
-ends a worker that it sees pass its limit, once a second. Only a cgroup bounds what hostile code takes in between.
+leaves no other way to make large memory but by many of those, which vtest workers and the null engine's can, and by
+page tables. The master ends a worker that it sees pass its limit, once a second. Only a cgroup bounds what hostile code
+takes in between.
 
 With --sandbox=off there are no namespaces and no limits, and CONFINED and SEALED add nothing to RESTRICTED. With
 --sandbox=audit what cannot be had is left out; the launcher has said so when it started.

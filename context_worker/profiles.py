@@ -12,7 +12,6 @@ from pathlib import Path
 
 from context_worker.system_calls import (
     BUFFERS,
-    CLIENT,
     CODE,
     DATA,
     DESCRIPTORS,
@@ -79,9 +78,9 @@ NULL = DriverProfile(
     tested=True,
     read_only=(),
     devices=(),
-    system_calls=(*_COMMON, *DATA, *READ_FILES, *anyhow("pause")),  # it can be told to hang
+    system_calls=(*_COMMON, *DATA, *READ_FILES, *BUFFERS, *anyhow("pause")),  # it can be told to hang
 )
-"""The engine without a driver: nothing of it makes code, and it writes no file."""
+"""The engine without a driver: nothing of it makes code, and it writes no file but memory that it exports."""
 
 LLVMPIPE = DriverProfile(
     name="llvmpipe",
@@ -139,11 +138,11 @@ def profile_for(render_node: str | None, engine: EngineName, *, for_vtest: bool)
     """The profile of workers that run this engine, on this GPU or without one, for guest contexts or a vtest client.
 
     Without a render node the profile has no GPU's device, so that Mesa takes its software renderer. A node that cannot
-    be looked at is Mesa's, as most are. A vtest client's worker receives it as a descriptor, and makes buffers for it.
+    be looked at is Mesa's, as most are. A vtest client's worker makes buffers for it.
     """
     profile = _family(render_node, engine)
     if for_vtest:
-        return replace(profile, system_calls=(*profile.system_calls, *BUFFERS, *CLIENT))
+        return replace(profile, system_calls=(*profile.system_calls, *BUFFERS))
     return profile
 
 

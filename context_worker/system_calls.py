@@ -89,8 +89,8 @@ DATA = (*mappings(word(2, 0, PROT_EXEC)), Rule("mprotect", (word(2, 0, PROT_EXEC
 # Memory that can: llvmpipe compiles shaders into it, and a driver may load a library when it first needs it.
 CODE = (*mappings(), *anyhow("mprotect"))
 
-# A buffer that is shared with a vtest client: a file of no file system. Its pages count for no limit of the process but
-# RLIMIT_FSIZE, each file by itself.
+# A buffer that is shared with a vtest client, or an object that the null engine shares: a file of no file system. Its
+# pages count for no limit of the process but RLIMIT_FSIZE, each file by itself.
 BUFFERS = (Rule("memfd_create", (word(1, _MFD_CLOEXEC | _MFD_ALLOW_SEALING),)), *anyhow("ftruncate"))
 
 # Threads come and go with contexts and queues of a driver.
@@ -126,12 +126,11 @@ DESCRIPTORS = (
     Rule("fcntl", (word(1, fcntl.F_SETFL), word(2, 0, os.O_ASYNC))),
 )
 
-# Messages on sockets it was given. sendto without an address: to whom the socket is connected. sendmsg takes the
-# listener of this filter to the launcher, so every worker has it.
-MESSAGES = (*anyhow("sendmsg", "recvfrom", "shutdown"), Rule("sendto", (Condition(4, 0),)))
-
-# Descriptors come to vtest workers alone: their client.
-CLIENT = anyhow("recvmsg")
+# Messages on sockets it was given. sendto without an address: to whom the socket is connected. Descriptors go with
+# sendmsg (the listener of this filter, to the launcher) and come with recvmsg: a vtest worker's client, and what is
+# behind the resources that a context shares. A sealed worker has no socket but its channel, whose other end is the
+# master's, and that client's, so nobody else gives it any.
+MESSAGES = (*anyhow("sendmsg", "recvmsg", "recvfrom", "shutdown"), Rule("sendto", (Condition(4, 0),)))
 
 # Files to be read: modules and sources of the interpreter, if something goes wrong. Which there are, the root and
 # Landlock decide.

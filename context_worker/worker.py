@@ -4,6 +4,7 @@
 ours. It spends its life in the consumer's C loop and comes back to Python for control records and for the end.
 """
 
+import dataclasses
 import logging
 import os
 import socket
@@ -22,16 +23,21 @@ from context_worker.profiles import profile_for
 from context_worker.virgl import VirglEngine
 from context_worker.vtest import serve_vtest
 from ipc import messages
-from ipc.channel import Channel
+from ipc.channel import FDS_PATIENCE, Channel
 from ipc.errors import ChannelClosed, ProtocolError
+from ipc.handles import Handles
 from ipc.messages import (
     AttachResource,
     CapsetsDone,
+    CreateBlob,
     CreateContext,
     DestroyContext,
     DetachResource,
     EngineName,
+    Exported,
     Message,
+    ObjectToResource,
+    ResourceToObject,
 )
 from native import sandbox
 from native.engines import Broken, Consumer, Control, EngineFault, HungUp, Status
@@ -85,7 +91,8 @@ def run(start: WorkerStart) -> NoReturn:
         stage = Stage.RESTRICTED
         lockdown.confine(start.confinement, start.shader_cache)
         stage = Stage.CONFINED
-        channel = Channel.from_fd(start.channel_fd, accepts=() if start.ring else messages.TO_VTEST_WORKER)
+        accepts = messages.TO_LANE_WORKER if start.ring else messages.TO_VTEST_WORKER
+        channel = Channel.from_fd(start.channel_fd, accepts)
         engine = load(start, channel)
         stage = Stage.LOADED
         if engine is None:
@@ -161,7 +168,7 @@ def introduce(channel: Channel, engine: Engine) -> None:
 
 def serve(channel: Channel, engine: Engine, consumer: Consumer, shared: bool) -> ExitCode:
     """Stage SEALED: execute what comes through the ring until the end."""
-    decisions = Decisions(engine, consumer, shared)
+    decisions = Decisions(engine, consumer, channel, shared)
     while True:
         wake = consumer.run()
         match wake:
@@ -189,21 +196,27 @@ def _refuse(channel: Channel, text: str) -> ExitCode:
 
 
 class Decisions:
-    """What Python does about control records."""
+    """What Python does about control records. Their descriptors come through `channel`, and so go the answers."""
 
-    def __init__(self, engine: Engine, consumer: Consumer, shared: bool) -> None:
+    def __init__(self, engine: Engine, consumer: Consumer, channel: Channel, shared: bool) -> None:
         self._engine = engine
         self._consumer = consumer
+        self._channel = channel
+        self._handles = Handles(channel)
         self._shared = shared
         self._has_context = False
         self._handlers: dict[type[Message], Callable[[int, Any], Status]] = {
             CreateContext: self._create_context,
             AttachResource: engine.attach_resource,
             DetachResource: lambda ctx_id, message: engine.detach_resource(ctx_id, message.resource_id),
+            ResourceToObject: self._resource_to_object,
+            ObjectToResource: self._object_to_resource,
+            CreateBlob: self._create_blob,
         }
 
     def decide(self, control: Control) -> bool:
-        """Do what an open control record says and answer it; True when it was the last. Raises ProtocolError."""
+        """Do what an open control record says and answer it; True when it was the last. Raises ProtocolError,
+        ChannelClosed."""
         message = messages.decode(control.payload, messages.CONTROL)
         if isinstance(message, DestroyContext):
             if not self._consumer.drain(_DRAIN_MS):
@@ -227,4 +240,28 @@ class Decisions:
             title.set_title(title.context_title(message.ctx_id, message.name, self._engine.name))
         status = self._engine.create_context(message)
         self._has_context = self._has_context or status is Status.OK
+        return status
+
+    def _resource_to_object(self, ctx_id: int, message: ResourceToObject) -> Status:
+        return self._engine.resource_to_object(ctx_id, message, self._handles.take(message.ticket))
+
+    def _object_to_resource(self, ctx_id: int, message: ObjectToResource) -> Status:
+        status, export = self._engine.object_to_resource(ctx_id, message)
+        if export is None:
+            return status
+        layout = export.layout
+        answer = Exported(message.ticket, export.kind, **dataclasses.asdict(layout), map_info=export.map_info)
+        with export.fd as fd:
+            try:
+                self._channel.send(answer, [fd], FDS_PATIENCE)
+            except OSError as error:  # others have too many descriptors under way
+                log.warning("a resource cannot leave: %s", error)
+                return Status.FAILED
+        return status
+
+    def _create_blob(self, ctx_id: int, message: CreateBlob) -> Status:
+        storage = self._handles.take(message.ticket) if message.ticket else None
+        status, made = self._engine.create_blob(ctx_id, message, storage)
+        if made is not None:
+            self._channel.send(made)
         return status

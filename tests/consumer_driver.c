@@ -1,7 +1,7 @@
 /*
- * Drives consumer.c and null_engine.c without Python, so that it can be built with sanitizers: a producer thread fills the
- * command ring with records of all kinds, takes the completions and checks them, while the consumer runs in another thread.
- * Then rings with random contents are consumed, which must end and nothing else.
+ * Drives consumer.c and the null engine without Python, so that it can be built with sanitizers: a producer thread fills the
+ * command ring with records of all kinds, for objects of all kinds, takes the completions and checks them, while the consumer
+ * runs in another thread. Then rings with random contents are consumed, which must end and nothing else.
  *
  * Usage: consumer_driver RECORDS ROUNDS. Prints what it did; any failed check ends it with a message and code 1.
  */
@@ -20,6 +20,7 @@
 #include "null_engine.h"
 
 #define STAGING_BYTES 65536u
+#define OBJECTS 6u
 
 #define CHECK(condition)                                                                                                       \
     do {                                                                                                                       \
@@ -34,7 +35,7 @@ struct world {
     struct iso_ring_header *ring;
     struct iso_engine *engine;
     struct iso_consumer *consumer;
-    uint64_t head, next_seq, cpl_tail, answered, expected;
+    uint64_t head, next_seq, cpl_tail, answered, expected, done;
     uint64_t random;
 };
 
@@ -55,6 +56,32 @@ static int sealed_memfd(uint64_t bytes)
     return fd;
 }
 
+/* A buffer; textures of several levels and layers, one with a mirror; one imported, with room between its rows; one of which
+ * nothing is known; one that is exported. */
+static void make_objects(struct iso_engine *engine)
+{
+    struct iso_null_objects *objects = iso_null_engine_objects(engine);
+    const struct iso_texture buffer = {.format = 64, .width = 5000, .height = 1, .depth = 1, .array_size = 1};
+    const struct iso_texture levels = {
+        .target = 2, .format = 1, .width = 33, .height = 9, .depth = 1, .array_size = 2, .last_level = 3};
+    const struct iso_texture picture = {.target = 2, .format = 1, .width = 16, .height = 16, .depth = 1, .array_size = 1};
+    const struct iso_texture unknown = {0};
+    const struct iso_texture blocks = {.target = 3, .format = 105, .width = 10, .height = 6, .depth = 4, .array_size = 1};
+    struct iso_null_storage storage = {.nbytes = 8192, .offset = 128, .stride = 100};
+    int memory = sealed_memfd(65536), exported;
+
+    CHECK(!iso_null_object_make(objects, 1, &buffer) && !iso_null_object_make(objects, 2, &levels));
+    CHECK(!iso_null_object_mirror(objects, 2, 65536, memory) && !iso_null_object_mirror(objects, 2, 65536, memory));
+    CHECK(!iso_null_object_import(objects, 3, &picture, &storage, memory, false));
+    CHECK(!iso_null_object_import(objects, 4, &unknown, &(struct iso_null_storage){.nbytes = 65536}, memory, true));
+    CHECK(!iso_null_object_make(objects, 5, &blocks) && !iso_null_object_export(objects, 5, &storage, &exported));
+    CHECK(iso_null_object_export(objects, 5, &storage, &exported) == EBUSY);
+    CHECK(!iso_null_object_make(objects, OBJECTS, &levels));
+    iso_null_object_drop(objects, OBJECTS);
+    close(exported);
+    close(memory);
+}
+
 static void world_open(struct world *world, uint64_t seed)
 {
     memset(world, 0, sizeof(*world));
@@ -69,6 +96,7 @@ static void world_open(struct world *world, uint64_t seed)
     CHECK(world->ring != MAP_FAILED);
     world->engine = iso_null_engine_new();
     CHECK(world->engine);
+    make_objects(world->engine);
     world->ring->magic = ISO_RING_MAGIC + 1;
     CHECK(!iso_consumer_new(world->ring_fd, world->staging_fd, -1, -1, -1, world->engine) && errno == EPROTO);
     world->ring->magic = ISO_RING_MAGIC;
@@ -106,7 +134,8 @@ static void take_completions(struct world *world)
     for (; world->cpl_tail < head; world->cpl_tail++) {
         struct iso_completion completion = iso_ring_cpl_base(world->ring)[world->cpl_tail % ISO_RING_CPL_ENTRIES];
         CHECK(completion.seq > 0 && completion.seq < world->next_seq);
-        CHECK(completion.status <= ISO_STATUS_INVALID_PARAMETER);
+        CHECK(completion.status <= ISO_STATUS_OUT_OF_MEMORY);
+        world->done += completion.status == ISO_STATUS_OK;
         world->answered++;
     }
     atomic_store(&world->ring->cpl_tail, world->cpl_tail);
@@ -151,15 +180,44 @@ static void put(struct world *world, uint32_t type, uint32_t flags, const void *
     take_completions(world);
 }
 
+/* Small mostly. */
+static uint32_t number(struct world *world)
+{
+    return next_random(world) >> next_random(world) % 32;
+}
+
+static struct iso_transfer random_transfer(struct world *world)
+{
+    return (struct iso_transfer){.resource_id = next_random(world) % (OBJECTS + 1), .level = number(world) % 5,
+                                 .x = number(world), .y = number(world) % 32, .z = number(world) % 4, .w = number(world),
+                                 .h = number(world) % 32, .d = number(world) % 4, .stride = number(world),
+                                 .layer_stride = number(world), .offset = next_random(world) % (2 * STAGING_BYTES),
+                                 .len = number(world) % STAGING_BYTES};
+}
+
+static void put_stream(struct world *world, uint32_t flags)
+{
+    const uint32_t first = next_random(world) % (OBJECTS + 1), second = next_random(world) % (OBJECTS + 1);
+    const uint32_t words[] = {
+        ISO_NULL_FILL, first,         number(world),         number(world), 7,      ISO_NULL_CHECK, first, 0, number(world), 7,
+        ISO_NULL_BLOB, number(world), number(world) % 10000, ISO_NULL_COPY, second, first,
+    };
+    static const uint32_t starts[] = {0, 5, 10, 13};
+
+    uint32_t start = starts[next_random(world) % 4];
+    put(world, ISO_RECORD_SUBMIT, flags, words + start, sizeof(words) - 4 * start - next_random(world) % 2);
+}
+
 static void put_one_of_many(struct world *world)
 {
     static const uint8_t bytes[ISO_RING_MAX_PAYLOAD];
     static const uint32_t opcodes[] = {ISO_NULL_NOP, ISO_NULL_FAIL};
     const uint32_t flags = next_random(world) % 3;
-    uint32_t words[2] = {opcodes[next_random(world) % 2], 0};
-    struct iso_transfer transfer = {.offset = next_random(world) % (2 * STAGING_BYTES), .len = next_random(world) % 4096};
+    const uint32_t words[2] = {opcodes[next_random(world) % 2], 0};
+    const struct iso_transfer transfer = random_transfer(world);
+    const struct iso_copy copy = {.resource_id = next_random(world) % (OBJECTS + 1)};
 
-    switch (next_random(world) % 6) {
+    switch (next_random(world) % 9) {
     case 0:
         put(world, ISO_RECORD_SUBMIT, flags, bytes, next_random(world) % (next_random(world) % 64 ? 5000 : sizeof(bytes)));
         break;
@@ -174,6 +232,15 @@ static void put_one_of_many(struct world *world)
         break;
     case 4:
         put(world, ISO_RECORD_CONTROL, flags, "message", 7);
+        break;
+    case 5:
+        put(world, ISO_RECORD_COPY_OUT, flags, &copy, sizeof(copy) - (next_random(world) % 8 == 0));
+        break;
+    case 6:
+        put(world, ISO_RECORD_COPY_IN, flags, &copy, sizeof(copy));
+        break;
+    case 7:
+        put_stream(world, flags);
         break;
     default:
         put(world, ISO_RECORD_SUBMIT, flags, words, sizeof(words));
@@ -193,7 +260,7 @@ static void *consume(void *cookie)
             CHECK(iso_consumer_finish(world->consumer, ISO_STATUS_OK) == -1);
             break;
         case ISO_WAKE_FAULT:
-            CHECK(strcmp(event.text, "told to fail") == 0);
+            CHECK(strcmp(event.text, "told to fail") == 0 || strncmp(event.text, "byte ", 5) == 0);
             break;
         case ISO_WAKE_HANGUP:
             return NULL;
@@ -222,9 +289,9 @@ static void run_records(uint64_t records)
     iso_consumer_statistics(world.consumer, &statistics);
     CHECK(statistics.records == records && statistics.completions == world.expected);
     CHECK(world.answered == world.expected && atomic_load(&world.ring->cmd_tail) == world.head);
-    printf("%llu records, %llu completions, %llu ring lengths, %llu sleeps\n", (unsigned long long)records,
-           (unsigned long long)world.answered, (unsigned long long)(world.head / ISO_RING_CMD_BYTES),
-           (unsigned long long)statistics.sleeps);
+    printf("%llu records, %llu completions, %llu of success, %llu ring lengths, %llu sleeps\n", (unsigned long long)records,
+           (unsigned long long)world.answered, (unsigned long long)world.done,
+           (unsigned long long)(world.head / ISO_RING_CMD_BYTES), (unsigned long long)statistics.sleeps);
     world_close(&world);
 }
 
@@ -236,7 +303,7 @@ static void scribble(struct world *world)
 
     for (int i = 0; i < 200; i++) {
         uint32_t len = next_random(world) % 128;
-        struct iso_record record = {.size = iso_ring_record_size(len), .type = next_random(world) % 5, .seq = seq++,
+        struct iso_record record = {.size = iso_ring_record_size(len), .type = next_random(world) % 7, .seq = seq++,
                                     .flags = next_random(world) % 4, .payload_len = len};
         memcpy(at + used, &record, sizeof(record));
         if (next_random(world) % 20 == 0)

@@ -29,6 +29,7 @@ from ipc.messages import (
     CreateContext,
     EngineName,
     Exited,
+    Handle,
     Message,
     Ready,
     Sealed,
@@ -155,6 +156,10 @@ class RingProducer:
         """A command stream."""
         return self.put(RecordType.SUBMIT, payload, flags)
 
+    def copy(self, kind: RecordType, resource_id: int, flags: RecordFlag = RecordFlag.COMPLETE) -> int:
+        """A copy between a resource's object and its mirror."""
+        return self.put(kind, struct.pack("<II", resource_id, 0), flags)
+
     def transfer(
         self,
         kind: RecordType,
@@ -262,6 +267,16 @@ class Worker:
         wait_readable(self.channel.fileno(), "a message of the worker")
         return self.channel.recv()[0]
 
+    def hand(self, ticket: int, fd: OwnedFd) -> None:
+        """Send the descriptor that a control record with this ticket speaks of."""
+        self.channel.send(Handle(ticket), [fd])
+
+    def answer(self) -> tuple[Message, list[OwnedFd]]:
+        """The next message, which has to be there, and its descriptors."""
+        received = self.channel.recv_nowait()
+        assert received is not None
+        return received
+
     def wait_ready(self) -> Ready:
         """Wait for Ready and the capability sets."""
         message = self.recv()
@@ -324,7 +339,7 @@ class Launcher:
                 break
             self.note(message)
         assert message.worker_id == worker_id
-        channel = Channel(ours, messages.FROM_WORKER)
+        channel = Channel(ours, messages.FROM_LANE_WORKER)
         worker = Worker(worker_id, pid_of(fds[0]), fds[0], channel, RingProducer(memory))
         self.workers.append(worker)
         return worker

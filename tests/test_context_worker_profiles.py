@@ -56,6 +56,7 @@ EVERYWHERE: dict[str, list[tuple[Call, int]]] = {
         (bare("fcntl", -1, fcntl.F_SETFL, os.O_NONBLOCK), EBADF),
     ],
     "sendto": [(bare("sendto", -1, b"x", 1, 0, 0, 0), EBADF)],
+    "descriptors": [(bare("sendmsg", -1, 0, 0), EBADF), (bare("recvmsg", -1, 0, 0), EBADF)],
     "data": [(bare("mprotect", 1, 1, 3), -errno.EINVAL), (bare("mmap", 0, 0, 3, 0x22, 2**64 - 1, 0), -errno.EINVAL)],
     "advice": [(bare("madvise", 1, 0, advice), -errno.EINVAL) for advice in (4, 8, 14, 102)],
     "files": [(bare("openat", -1, b"nowhere", os.O_RDONLY | os.O_CLOEXEC), EBADF)],
@@ -79,7 +80,7 @@ unshare setns mount umount2 pivot_root chroot open_tree move_mount fsopen mount_
 setuid setresuid setgid setgroups capset personality
 setrlimit sched_setattr ioperm iopl
 shmget shmat msgget semget mq_open
-recvmsg recvmmsg
+recvmmsg
 inotify_init1 fanotify_init open_by_handle_at name_to_handle_at linkat symlinkat mknodat fchmodat fchownat chdir openat2
 execveat wait4 waitid
 """
@@ -109,7 +110,7 @@ NOWHERE: list[Call] = [
     *(bare("mmap", 0, 4096, 3, flags, 2**64 - 1, 0) for flags in (0x21, 0x122, 0x40022, 0x28, 0x23, 0x20)),
     bare("mmap", 0, 4096, 3, 0x101, 2**64 - 1, 0),
     *(bare("madvise", 0, 0, advice) for advice in (9, 12, 13, 20, 21, 25, 100, 101)),
-    *(bare("memfd_create", b"memory", flags) for flags in (0, 3, 4)),
+    *(bare("memfd_create", b"memory", flags) for flags in (0, 1, 4)),
     *(bare(name, -1, 0, 0, 0, 0, 0) for name in DENIED.split()),
 ]
 
@@ -281,7 +282,7 @@ ALWAYS_CONDITIONAL = {
     *("prctl", "fcntl", "sendto", "ioctl", "clone", "tgkill", "prlimit64", "kcmp"),
     *("sched_setscheduler", "setpriority", "madvise"),
 }
-TRIED = {*ALWAYS_CONDITIONAL, "mmap", "mprotect", "openat", "clone3"}
+TRIED = {*ALWAYS_CONDITIONAL, "mmap", "mprotect", "openat", "clone3", "memfd_create"}
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
@@ -317,10 +318,10 @@ def test_a_profile_is_known_on_every_machine(profile: DriverProfile, machine: st
     }
 
 
-def test_buffers_and_descriptors_are_for_vtest_workers() -> None:
-    for engine in EngineName:
-        profile = profiles.profile_for(None, engine, for_vtest=True)
-        assert under(profile, partial(system_call, "recvmsg", -1, 0, 0)).result == EBADF
+def test_memory_for_others_is_made_by_vtest_workers_and_the_null_engine() -> None:
+    for profile in set(PROFILES) - {NULL}:
+        assert under(profile, partial(system_call, "memfd_create", b"memory", 3)).names == ["memfd_create"]
+    for profile in (NULL, *(profiles.profile_for(None, engine, for_vtest=True) for engine in EngineName)):
         assert under(profile, partial(system_call, "ftruncate", -1, 0)).result == EBADF
         assert under(profile, partial(system_call, "memfd_create", b"buffer", 3)).names == []
         for flags in (0, 1, 2, 4, 7, 0x10, 3 | HIGH >> 1):

@@ -28,6 +28,7 @@ NOP, BUSY, ABORT, HANG, FAIL, DELAY = (
     getattr(lib, f"ISO_NULL_{name}") for name in ("NOP", "BUSY", "ABORT", "HANG", "FAIL", "DELAY")
 )
 RESOURCE = AttachResource(5, 2, 1, 2, 64, 64, 1, 1, 0, 0, 0)
+BUFFER = AttachResource(5, 0, 64, 1 << 4, 1 << 20, 1, 1, 1, 0, 0, 0)
 
 
 def command(opcode: int, argument: int = 0) -> bytes:
@@ -78,6 +79,16 @@ def test_a_fence_completes_later_and_holds_nobody_up(producer: RingProducer) -> 
     later = producer.submit(command(NOP), RecordFlag.COMPLETE)
     producer.wait_all([fenced, later])
     assert seqs(producer) == [later, fenced]
+
+
+def test_a_fence_holds_up_no_other_ring(producer: RingProducer) -> None:
+    producer.submit(command(DELAY, 300), RecordFlag(0))
+    slow = producer.put(RecordType.FENCE, flags=RecordFlag.FENCE, ring_idx=1)
+    behind = producer.put(RecordType.FENCE, flags=RecordFlag.FENCE, ring_idx=1)
+    quick = [producer.put(RecordType.FENCE, flags=RecordFlag.FENCE, ring_idx=ring_idx) for ring_idx in (0, 2, 63)]
+    producer.wait_all([slow, behind, *quick])
+    assert seqs(producer)[-2:] == [slow, behind]
+    assert sorted(seqs(producer)[:-2]) == quick
 
 
 def test_a_failed_record_s_fence_keeps_its_place(producer: RingProducer) -> None:
@@ -166,7 +177,7 @@ def test_a_master_that_does_not_sleep_is_not_rung(producer: RingProducer) -> Non
     [
         (0, 1 << 20, RecordStatus.OK),
         ((1 << 20) - 1, 1, RecordStatus.OK),
-        (1 << 20, 0, RecordStatus.OK),
+        ((1 << 20) - 1, 0, RecordStatus.INVALID_PARAMETER),
         (0, (1 << 20) + 1, RecordStatus.INVALID_PARAMETER),
         ((1 << 20) + 1, 0, RecordStatus.INVALID_PARAMETER),
         ((1 << 64) - 16, 32, RecordStatus.INVALID_PARAMETER),
@@ -177,14 +188,37 @@ def test_a_master_that_does_not_sleep_is_not_rung(producer: RingProducer) -> Non
 def test_transfers_stay_in_the_staging_memory(
     producer: RingProducer, kind: RecordType, offset: int, length: int, status: RecordStatus
 ) -> None:
+    made = [producer.control(CreateContext(7, 0, "x")), producer.control(BUFFER)]
+    assert producer.wait_all(made) == [RecordStatus.OK] * 2
     box = Box(0, 0, 0, 1, 1, 1)
-    assert producer.wait(producer.transfer(kind, 5, box, stride=4, offset=offset, length=length)) == status
+    assert producer.wait(producer.transfer(kind, 5, box, stride=1, offset=offset, length=length)) == status
 
 
-def test_a_transfer_of_the_wrong_size_is_refused(producer: RingProducer) -> None:
-    for size in (0, 55, 57):
-        seq = producer.put(RecordType.TRANSFER_READ, bytes(size), RecordFlag.COMPLETE)
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        *((kind, (0, 55, 57)) for kind in (RecordType.TRANSFER_READ, RecordType.TRANSFER_WRITE)),
+        *((kind, (0, 4, 7, 9, 56)) for kind in (RecordType.COPY_OUT, RecordType.COPY_IN)),
+    ],
+)
+def test_a_record_with_another_payload_than_its_own_is_refused(
+    producer: RingProducer, kind: RecordType, sizes: tuple[int, ...]
+) -> None:
+    for size in sizes:
+        seq = producer.put(kind, bytes(size), RecordFlag.COMPLETE)
         assert producer.wait(seq) == RecordStatus.INVALID_PARAMETER
+
+
+def test_a_resource_that_is_not_there_has_nothing_to_copy(producer: RingProducer) -> None:
+    made = [producer.control(CreateContext(7, 0, "x")), producer.control(BUFFER)]
+    assert producer.wait_all(made) == [RecordStatus.OK] * 2
+    box = Box(0, 0, 0, 1, 1, 1)
+    for resource_id in (0, 6):
+        transfer = producer.transfer(RecordType.TRANSFER_READ, resource_id, box, stride=1, length=1)
+        assert producer.wait(transfer) == RecordStatus.INVALID_RESOURCE
+    for resource_id in (0, 5, 6):  # 5 has no mirror
+        for kind in (RecordType.COPY_OUT, RecordType.COPY_IN):
+            assert producer.wait(producer.copy(kind, resource_id)) == RecordStatus.INVALID_RESOURCE
 
 
 def test_control_records_are_answered(producer: RingProducer) -> None:

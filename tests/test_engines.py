@@ -8,53 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from ipc.channel import channel_pair
-from ipc.ring import RING_TOTAL_BYTES, RecordFlag, RecordStatus, RecordType, WorkerMemory, create_staging
+from ipc.ring import RING_TOTAL_BYTES, RecordFlag, RecordStatus, RecordType, create_staging
 from native import engines
-from native.engines import Broken, Consumer, Control, HungUp, NullEngine, Status
+from native.engines import Broken, Control, HungUp, Status
 from native.owned_fd import OwnedFd
-from tests.ring_producer import RingProducer
-
-
-class Bench:
-    """A consumer of the null engine in this process."""
-
-    def __init__(self) -> None:
-        self.memory = WorkerMemory.create(staging_bytes=8192)
-        self.producer = RingProducer(self.memory)
-        self.ours, self.theirs = channel_pair()
-        self.engine = NullEngine()
-        self.consumer = self.open(self.memory)
-
-    def open(self, memory: WorkerMemory) -> Consumer:
-        """A consumer of `memory`."""
-        return Consumer(
-            ring_fd=memory.ring.fd,
-            staging_fd=memory.staging.fd,
-            worker_doorbell_fd=memory.worker_doorbell.fd,
-            master_doorbell_fd=memory.master_doorbell.fd,
-            channel_fd=self.theirs.fileno(),
-            engine=self.engine,
-        )
-
-    def close(self) -> None:
-        """Everything, twice where that is allowed."""
-        for _ in range(2):
-            self.engine.close()
-            self.consumer.close()
-        self.ours.close()
-        self.theirs.close()
-        self.producer.close()
+from tests.consumer_bench import ConsumerBench, consumer_bench
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
-    yield bench
-    bench.close()
+def bench() -> Iterator[ConsumerBench]:
+    with consumer_bench() as bench:
+        yield bench
 
 
-def test_control_records_come_to_python_and_are_finished_once(bench: Bench) -> None:
+def test_control_records_come_to_python_and_are_finished_once(bench: ConsumerBench) -> None:
     seq = bench.producer.put(RecordType.CONTROL, b"message", RecordFlag.COMPLETE)
     assert bench.consumer.run() == Control(seq=seq, ctx_id=0, payload=b"message")
     assert isinstance(bench.consumer.run(), Broken)  # it is still open
@@ -64,9 +31,11 @@ def test_control_records_come_to_python_and_are_finished_once(bench: Bench) -> N
     assert bench.producer.wait(seq) == RecordStatus.INVALID_RESOURCE
 
 
-def test_statistics_count(bench: Bench) -> None:
+def test_statistics_count(bench: ConsumerBench) -> None:
     bench.producer.submit(b"")
     bench.producer.put(RecordType.TRANSFER_READ, b"short")
+    bench.producer.copy(RecordType.COPY_OUT, 1, RecordFlag(0))
+    bench.producer.copy(RecordType.COPY_IN, 1)
     fence = bench.producer.put(RecordType.FENCE, flags=RecordFlag.FENCE)
     bench.producer.put(RecordType.CONTROL, b"", RecordFlag.COMPLETE)
     assert isinstance(bench.consumer.run(), Control)
@@ -76,10 +45,11 @@ def test_statistics_count(bench: Bench) -> None:
     bench.ours.close()
     assert isinstance(bench.consumer.run(), HungUp)
     counts = bench.consumer.statistics()
-    assert (counts.records, counts.submits, counts.transfers, counts.fences, counts.completions) == (4, 1, 1, 2, 3)
+    assert (counts.records, counts.submits, counts.transfers, counts.copies) == (6, 1, 1, 2)
+    assert (counts.fences, counts.completions) == (2, 4)
 
 
-def test_drain_gives_up(bench: Bench) -> None:
+def test_drain_gives_up(bench: ConsumerBench) -> None:
     bench.producer.submit(b"\x05\0\0\0\xf4\x01\0\0", RecordFlag(0))  # the next fence takes 500 ms
     bench.producer.put(RecordType.FENCE, flags=RecordFlag.FENCE)
     bench.producer.put(RecordType.CONTROL, b"")
@@ -88,7 +58,7 @@ def test_drain_gives_up(bench: Bench) -> None:
     assert bench.consumer.drain(60_000)
 
 
-def test_staging_ranges(bench: Bench) -> None:
+def test_staging_ranges(bench: ConsumerBench) -> None:
     start = bench.consumer.staging(0, 8192)
     assert start
     assert bench.consumer.staging(100, 1) == start + 100
@@ -97,7 +67,7 @@ def test_staging_ranges(bench: Bench) -> None:
         assert bench.consumer.staging(offset, length) is None
 
 
-def refused(bench: Bench, ring: OwnedFd, staging: OwnedFd) -> int | None:
+def refused(bench: ConsumerBench, ring: OwnedFd, staging: OwnedFd) -> int | None:
     """The errno with which a consumer of this memory is refused."""
     memory = replace(bench.memory, ring=ring, staging=staging)
     with pytest.raises(OSError) as caught:
@@ -105,7 +75,7 @@ def refused(bench: Bench, ring: OwnedFd, staging: OwnedFd) -> int | None:
     return caught.value.errno
 
 
-def test_memory_that_can_shrink_is_refused(bench: Bench) -> None:
+def test_memory_that_can_shrink_is_refused(bench: ConsumerBench) -> None:
     with OwnedFd(os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)) as unsealed:
         os.pwrite(unsealed.fd, os.pread(bench.memory.ring.fd, RING_TOTAL_BYTES, 0), 0)
         assert refused(bench, unsealed, bench.memory.staging) == errno.EPROTO
@@ -115,13 +85,13 @@ def test_memory_that_can_shrink_is_refused(bench: Bench) -> None:
         bench.open(copy).close()
 
 
-def test_memory_that_is_no_ring_is_refused(bench: Bench) -> None:
+def test_memory_that_is_no_ring_is_refused(bench: ConsumerBench) -> None:
     with create_staging(4096) as small, create_staging(RING_TOTAL_BYTES) as blank:
         assert refused(bench, small, bench.memory.staging) == errno.EPROTO
         assert refused(bench, blank, bench.memory.staging) == errno.EPROTO
 
 
-def test_what_is_no_memory_is_refused(bench: Bench) -> None:
+def test_what_is_no_memory_is_refused(bench: ConsumerBench) -> None:
     assert refused(bench, bench.memory.worker_doorbell, bench.memory.staging) == errno.EINVAL
 
 

@@ -120,6 +120,29 @@ def test_only_seqpacket_sockets_make_a_channel() -> None:
         Channel.from_fd(file.fd, ALL)
 
 
+def test_sending_can_be_had_without_waiting() -> None:
+    ours, theirs = channel_pair()
+    with Channel(ours, ALL) as sender, Channel(theirs, ALL) as receiver, OwnedFd(os.memfd_create("file")) as file:
+        sent = 0
+        with pytest.raises(BlockingIOError):
+            while True:
+                sender.send_nowait(Spawned(sent + 1), [file])
+                sent += 1
+        assert sent
+        for number in range(1, sent + 1):
+            message, (fd,) = receiver.recv()
+            fd.close()
+            assert message == Spawned(number)
+        assert receiver.recv_nowait() is None
+        sender.send_nowait(Exited(1, 0))
+        assert receiver.recv()[0] == Exited(1, 0)
+        with pytest.raises(ValueError):
+            sender.send_nowait(Spawned(1))
+        receiver.close()
+        with pytest.raises(ChannelClosed):
+            sender.send_nowait(Exited(1, 0))
+
+
 class FullSocket:
     """One that refuses descriptors so many times, as the kernel does while too many are under way."""
 

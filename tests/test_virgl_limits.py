@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ipc.messages import CreateContext, EngineName, Fault
 from ipc.ring import RecordStatus
-from native.engines import MAX_SHADER_BYTES, SPARE_TOKENS, Status, check_stream
+from native.engines import MAX_SHADER_BYTES, SPARE_TOKENS, Status
+from native.virgl import Finding, check_stream
 from tests.fake_vmm.virgl.encoder import CommandStream
 from tests.fake_vmm.virgl.protocol import SHADER_CONTINUATION, Command, ObjectType, Shader
 from tests.ring_producer import Launcher, running_launcher
@@ -26,7 +27,7 @@ def shader(offset: int, tokens: int, text: bytes = b"VERT\n\0\0\0") -> CommandSt
 
 def status(stream: CommandStream | bytes, limit: int = LIMIT) -> Status:
     """What becomes of a stream between two NOPs."""
-    return check_stream(bytes(NOP) + bytes(stream) + bytes(NOP), limit)[0]
+    return check_stream(bytes(NOP) + bytes(stream) + bytes(NOP), limit).status
 
 
 def test_shaders_up_to_the_limit_pass() -> None:
@@ -56,35 +57,35 @@ def test_what_is_no_shader_is_not_looked_at() -> None:
 
 def test_the_text_says_what() -> None:
     too_long = "a shader of 1001 bytes, more than the 1000 that are allowed"
-    assert check_stream(bytes(shader(LIMIT + 1, 1)), LIMIT)[1] == too_long
-    assert check_stream(bytes(shader(8, 2**32 - 11)), LIMIT)[1] == "a shader of 4294967285 tokens in 8 bytes"
-    assert check_stream(bytes(NOP)[:-4])[1] == "command 0 at word 0 has 3 words, the stream 3"
+    assert check_stream(bytes(shader(LIMIT + 1, 1)), LIMIT).text == too_long
+    assert check_stream(bytes(shader(8, 2**32 - 11)), LIMIT).text == "a shader of 4294967285 tokens in 8 bytes"
+    assert check_stream(bytes(NOP)[:-4]).text == "command 0 at word 0 has 3 words, the stream 3"
 
 
 @pytest.mark.parametrize("cut", [4, 8, 12])
 def test_a_command_must_end_within_its_stream(cut: int) -> None:
-    assert check_stream((bytes(NOP) * 2)[:-cut])[0] is Status.INVALID_PARAMETER
+    assert check_stream((bytes(NOP) * 2)[:-cut]).status is Status.INVALID_PARAMETER
 
 
 def test_queries_are_seen() -> None:
     query = CommandStream().emit(Command.GET_QUERY_RESULT, [1, 0])
-    assert check_stream(bytes(NOP) + bytes(query))[2]
-    assert not check_stream(bytes(NOP) + bytes(NOP))[2]
-    assert check_stream(b"") == (Status.OK, "", False)
+    assert check_stream(bytes(NOP) + bytes(query)).asks_for_query
+    assert not check_stream(bytes(NOP) + bytes(NOP)).asks_for_query
+    assert check_stream(b"") == Finding(Status.OK, "", asks_for_query=False, has_blobs=False)
 
 
 def test_a_shader_in_pieces_passes() -> None:
     text = "FRAG\n" + "  0: MOV OUT[0], IN[0]\n" * 4000 + "  1: END\n"
     stream = CommandStream().create_shader(1, Shader.FRAGMENT, text)
-    assert check_stream(bytes(stream), 100_000)[0] is Status.OK
-    assert check_stream(bytes(stream), 80_000)[0] is Status.OUT_OF_MEMORY
+    assert check_stream(bytes(stream), 100_000).status is Status.OK
+    assert check_stream(bytes(stream), 80_000).status is Status.OUT_OF_MEMORY
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=30), st.integers(0, 40))
 def test_any_words(words: list[int], limit: int) -> None:
-    found, text, _asks = check_stream(struct.pack(f"<{len(words)}I", *words), limit)
-    assert found in {Status.OK, Status.INVALID_PARAMETER, Status.OUT_OF_MEMORY}
-    assert bool(text) == (found is not Status.OK)
+    found = check_stream(struct.pack(f"<{len(words)}I", *words), limit)
+    assert found.status in {Status.OK, Status.INVALID_PARAMETER, Status.OUT_OF_MEMORY}
+    assert bool(found.text) == (found.status is not Status.OK)
 
 
 # --- a worker -------------------------------------------------------------------------------------------------------

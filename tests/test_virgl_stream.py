@@ -15,6 +15,7 @@ from tests.fake_vmm.virgl.encoder import INLINE_CHUNK_BYTES, SHADER_CHUNK_BYTES,
 from tests.fake_vmm.virgl.many_draws import ManyDrawsScene, color_of
 from tests.fake_vmm.virgl.protocol import (
     SHADER_CONTINUATION,
+    Bind,
     ClearBuffer,
     Command,
     Format,
@@ -24,6 +25,7 @@ from tests.fake_vmm.virgl.protocol import (
     QueryState,
     QueryType,
     Shader,
+    Target,
     Wrap,
 )
 from tests.fake_vmm.virgl.resources import (
@@ -92,6 +94,14 @@ def test_clear_sends_depth_as_a_double() -> None:
     stream = CommandStream().clear(ClearBuffer.COLOR0 | ClearBuffer.DEPTH, (1.0, 0.0, 0.5, 1.0), 1.0, 7)
     one, half = 0x3F80_0000, 0x3F00_0000
     assert words_of(stream) == [7 | 8 << 16, 5, one, 0, half, one, 0, 0x3FF0_0000, 7]
+
+
+def test_blobs_have_an_object_and_a_type() -> None:
+    picture = Resource(7, Target.TEXTURE_2D, Format.B8G8R8A8_UNORM, Bind.RENDER_TARGET, 64, 32)
+    created = words_of(CommandStream().create_pipe_resource(9, picture))
+    assert created == [48 | 11 << 16, 2, 1, 2, 64, 32, 1, 1, 0, 0, 0, 9]
+    typed = words_of(CommandStream().set_resource_type(picture, stride=512, offset=64, modifier=0x0100_0000_0000_0001))
+    assert typed == [49 | 10 << 16, 7, 1, 2, 64, 32, 0, 1, 0x0100_0000, 512, 64]
 
 
 def test_long_shader_continues_by_offset() -> None:

@@ -38,7 +38,7 @@ class WorkerNursery:
         self.on_work_done: Callable[[WorkDone], object] = lambda _done: None
         settings = settings or LaunchSettings(render_node=render_node, log_level="ERROR")
         self.supervisor = Supervisor(
-            self.driver.loop, LaneWorkers(self.plane, engine), spares, settings, self.fatal.append
+            self.driver.loop, LaneWorkers(self.plane, engine, self.driver.loop), spares, settings, self.fatal.append
         )
         self.driver.loop.add_reader(self.plane, self.pump)
 
