@@ -11,18 +11,17 @@ Driver objects live in workers, one for each context that the resource is attach
 virtqueues or wire formats.
 """
 
-from resource_table.resource import Image, Policy, Resource
+from resource_table.errors import DuplicateResource, InvalidResource, OutOfMemory, TableError, UnknownResource
+from resource_table.policy import Abilities, Policy, at_creation, when_shared
+from resource_table.resource import Blob, Image, Resource
 from resource_table.shadow import Shadow
-from resource_table.table import (
-    DuplicateResource,
-    InvalidResource,
-    OutOfMemory,
-    ResourceTable,
-    TableError,
-    UnknownResource,
-)
+from resource_table.storage import Storage
+from resource_table.table import ResourceTable
+from resource_table.udmabuf import Udmabuf
 
 __all__ = [
+    "Abilities",
+    "Blob",
     "DuplicateResource",
     "Image",
     "InvalidResource",
@@ -31,6 +30,10 @@ __all__ = [
     "Resource",
     "ResourceTable",
     "Shadow",
+    "Storage",
     "TableError",
+    "Udmabuf",
     "UnknownResource",
+    "at_creation",
+    "when_shared",
 ]

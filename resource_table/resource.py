@@ -2,22 +2,20 @@
 
 import uuid
 from dataclasses import dataclass, field
-from enum import Enum
+from typing import Final
 
 from native.guest_memory import Backing
 from native.owned_fd import OwnedFd
 from native.texture import Texture
+from resource_table.policy import Policy
 from resource_table.shadow import Shadow
+from resource_table.storage import Storage
 
-
-class Policy(Enum):
-    """Where a resource's contents live and how others come to see them."""
-
-    GUEST_ONLY = "guest-only"
-    """Made by RESOURCE_CREATE_2D: the guest's pages, and a shadow of them here that TRANSFER_TO_HOST_2D fills."""
-
-    WORKER_LOCAL = "worker-local"
-    """Made by RESOURCE_CREATE_3D: each context has an object of its own; scanned out by reading back from its home."""
+# What RESOURCE_CREATE_2D means to a context that the resource is attached to (gallium's numbers)
+_TEXTURE_2D: Final = 2
+_BIND_RENDER_TARGET: Final = 1 << 1
+_BIND_SAMPLER_VIEW: Final = 1 << 3
+_Y_0_TOP: Final = 1 << 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,17 @@ class Image:
         return self.stride * self.height
 
 
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """The arguments of RESOURCE_CREATE_BLOB: VIRTIO_GPU_BLOB_MEM_* and _FLAG_*, the context's name of its object (0:
+    none), bytes."""
+
+    mem: int
+    flags: int
+    blob_id: int
+    nbytes: int
+
+
 @dataclass(eq=False, slots=True)
 class Resource:
     """resid -> {fd, iov, v1}, and who uses it."""
@@ -47,7 +56,8 @@ class Resource:
     policy: Policy
     v1: Texture | None = None
     image: Image | None = None
-    fd: OwnedFd | None = None
+    storage: Storage | None = None
+    blob: Blob | None = None
     iov: Backing | None = None
     shadow: Shadow | None = None
     contexts: list[int] = field(default_factory=list)
@@ -57,6 +67,23 @@ class Resource:
     lost: bool = False
     """The worker that alone held its contents died; it can be attached anew, empty."""
     identity: uuid.UUID | None = None
+
+    @property
+    def fd(self) -> OwnedFd | None:
+        """Its storage as a descriptor, None until there is one."""
+        return self.storage.fd if self.storage is not None else None
+
+    @property
+    def texture(self) -> Texture:
+        """What a context makes of it: its v1 arguments, or what is as good for a 2D resource. Of width 0 for a blob of
+        which nobody knows yet what it is."""
+        if self.v1 is not None:
+            return self.v1
+        if self.image is None:
+            return Texture(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        bind = _BIND_RENDER_TARGET | _BIND_SAMPLER_VIEW
+        image = self.image
+        return Texture(_TEXTURE_2D, image.format, bind, image.width, image.height, 1, 1, 0, 0, _Y_0_TOP)
 
     @property
     def window_open(self) -> bool:
@@ -89,14 +116,14 @@ class Resource:
         return True
 
     def context_died(self, ctx_id: int) -> None:
-        """As detach_from(), for a worker that took the contents with it."""
+        """As detach_from(), for a worker that took the contents with it, unless there is storage of them here."""
         was_home = self.home == ctx_id
-        if self.detach_from(ctx_id) and was_home and self.policy is Policy.WORKER_LOCAL:
+        if self.detach_from(ctx_id) and was_home and self.storage is None and self.policy is not Policy.GUEST_ONLY:
             self.lost = True
 
     def close(self) -> None:
         """Gives everything back that it holds."""
-        for part in (self.fd, self.iov, self.shadow):
+        for part in (self.storage, self.iov, self.shadow):
             if part is not None:
                 part.close()
-        self.fd = self.iov = self.shadow = None
+        self.storage = self.iov = self.shadow = None

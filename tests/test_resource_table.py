@@ -10,20 +10,25 @@ import pytest
 
 from native.guest_memory import Backing, GuestMemory
 from native.owned_fd import OwnedFd
+from native.storage import Layout, StorageKind
 from native.texture import Rect, Texture
 from resource_table import (
+    Blob,
     DuplicateResource,
     InvalidResource,
     OutOfMemory,
     Policy,
     Resource,
     ResourceTable,
+    Storage,
+    TableError,
     UnknownResource,
 )
 from tests.fake_vmm.wire import MEM_ENTRY
 
 PAGE = 4096
 TEXTURE = Texture(2, 1, 2, 64, 32, 1, 1, 0, 0, 0)
+GUEST, HOST3D = 1, 2  # VIRTIO_GPU_BLOB_MEM_*
 
 
 @pytest.fixture
@@ -68,7 +73,7 @@ def test_states_of_a_3d_resource(memory: GuestMemory) -> None:
     resource.iov = backing(memory, (0, PAGE))
     assert triple(resource) == (False, True, True)
     fd = OwnedFd(os.memfd_create("storage"))
-    resource.fd = fd
+    table.give_storage(resource, Storage(fd, StorageKind.MEMFD, Layout(PAGE)))
     assert triple(resource) == (True, True, True)
     assert not resource.window_open
     table.remove(1)
@@ -176,11 +181,78 @@ def test_contents_die_with_the_home_alone() -> None:
     assert not resource.lost
 
 
-def test_guest_only_contents_do_not_die() -> None:
-    resource = ResourceTable().create_2d(1, 1, 8, 8)
-    resource.attach_to(1)
-    resource.context_died(1)
-    assert not resource.lost
+def test_contents_that_are_in_storage_do_not_die() -> None:
+    table = ResourceTable()
+    only_guest, mirrored, blob = table.create_2d(1, 1, 8, 8), table.create_3d(2, TEXTURE), host_blob(table, 3)
+    table.make_mirror(mirrored)
+    for resource in (only_guest, mirrored, blob):
+        resource.attach_to(1)
+        resource.context_died(1)
+    assert [resource.lost for resource in (only_guest, mirrored, blob)] == [False, False, True]
+    table.clear()
+
+
+# --- blobs ----------------------------------------------------------------------------------------------------------
+
+
+def host_blob(table: ResourceTable, resource_id: int, nbytes: int = PAGE) -> Resource:
+    return table.create_blob(resource_id, Blob(HOST3D, 1, 7, nbytes), None)
+
+
+def test_states_of_a_host_blob(memory: GuestMemory) -> None:
+    table = ResourceTable()
+    resource = host_blob(table, 1, PAGE + 1)
+    assert resource.policy is Policy.HOST_BLOB
+    assert triple(resource) == (False, False, False)
+    assert resource.texture.width == 0  # nobody knows what it is
+    assert resource.image is None
+    storage = table.allocate_blob_memory(resource)
+    assert triple(resource) == (True, False, False)
+    assert (storage.kind, storage.layout, storage.map_info) == (StorageKind.MEMFD, Layout(2 * PAGE), 1)
+    resource.v1 = TEXTURE
+    assert resource.texture is TEXTURE
+    table.remove(1)
+    assert storage.fd.closed
+
+
+def test_states_of_a_guest_blob(memory: GuestMemory) -> None:
+    table = ResourceTable()
+    resource = table.create_blob(1, Blob(GUEST, 2, 0, PAGE), backing(memory, (0, PAGE)))
+    assert resource.policy is Policy.GUEST_ONLY
+    assert triple(resource) == (False, True, False)
+    assert resource.shadow is None
+    assert not table.share_guest_pages(table.create_2d(2, 1, 8, 8), ())  # it has no pages
+    table.detach_backing(resource)
+    assert triple(resource) == (False, False, False)
+    table.clear()
+
+
+def test_blobs_that_cannot_be(memory: GuestMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Backing] = []
+    close = Backing.close
+
+    def note_close(backing: Backing) -> None:
+        closed.append(backing)
+        close(backing)
+
+    monkeypatch.setattr(Backing, "close", note_close)
+    table = ResourceTable(max_resources=2)
+    host_blob(table, 1)
+
+    def refused(error: type[TableError], resource_id: int, nbytes: int) -> None:
+        pages = backing(memory, (0, PAGE))
+        with pytest.raises(error):
+            table.create_blob(resource_id, Blob(GUEST, 0, 0, nbytes), pages)
+        assert closed.pop() is pages
+        assert not closed
+
+    refused(InvalidResource, 2, 0)
+    refused(InvalidResource, 2, PAGE + 1)
+    refused(DuplicateResource, 0, PAGE)
+    refused(DuplicateResource, 1, PAGE)
+    host_blob(table, 2)
+    refused(OutOfMemory, 3, PAGE)
+    assert len(table) == 2
 
 
 # --- shadows --------------------------------------------------------------------------------------------------------
@@ -206,3 +278,38 @@ def test_shadow_is_not_filled_from_beyond(memory: GuestMemory, rect: tuple[int, 
     resource = ResourceTable().create_2d(1, 2, 64, 32)
     assert resource.shadow is not None
     assert not resource.shadow.fill(memory, backing(memory, (0, 2 * PAGE)), Rect(*rect), offset)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (256, 128)], ids=["small", "large"])
+def test_a_shadow_moves_into_its_mirror(memory: GuestMemory, size: tuple[int, int]) -> None:
+    width, height = size
+    table = ResourceTable(shadow_bytes=4 * width * height)
+    resource = table.create_2d(1, 2, width, height)
+    shadow, whole = resource.shadow, Rect(0, 0, width, height)
+    assert shadow is not None
+    with pytest.raises(ValueError):
+        shadow.header()
+    data = os.urandom(4 * width * height)
+    memory.write(0, data)
+    assert shadow.fill(memory, backing(memory, (0, len(data))), whole, 0)
+    storage = table.mirror_shadow(resource)
+    assert resource.policy is Policy.MIRRORED
+    assert (storage.kind, resource.fd) == (StorageKind.MIRROR, storage.fd)
+    assert bytes(shadow.to_xrgb(2, whole)) == data
+    level = resource.texture.mirror_level(0)
+    assert level is not None
+    assert os.pread(storage.fd.fd, len(data), level.offset) == data
+    assert level.stride == shadow.stride
+
+    memory.write(0, bytes(4))  # and what is transferred from now on goes there
+    assert shadow.fill(memory, backing(memory, (0, len(data))), Rect(0, 0, 1, 1), 0)
+    os.pwrite(storage.fd.fd, b"abcd", level.offset + 4)  # as what others draw does
+    assert bytes(shadow.to_xrgb(2, Rect(0, 0, 2, 1))) == b"\0\0\0\0abcd"
+    with shadow.header() as header:
+        header[0] = 9
+    assert os.pread(storage.fd.fd, 1, 0) == b"\x09"
+
+    table.create_2d(2, 2, width, height)  # a mirror is no memory of shadows
+    table.clear()
+    assert storage.fd.closed
+    table.create_2d(1, 2, width, height)
