@@ -115,6 +115,10 @@ class FramedSocket:
             self._paused = False
             self._loop.add_reader(self._sock, self._readable)
 
+    def read_now(self) -> None:
+        """Read what is there without waiting for the loop to say so."""
+        self._readable()
+
     def send(
         self,
         request: int,

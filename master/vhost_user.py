@@ -18,7 +18,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol, TypeAlias
 
 from master import vhost_user_messages as messages
@@ -95,6 +95,11 @@ class VhostUserHandler(Protocol):
         """Exactly `size` bytes of the configuration space."""
 
     def set_config(self, offset: int, data: bytes, flags: int) -> None: ...
+
+    def get_shmem_config(self) -> Mapping[int, int]:
+        """Bytes of the device's shared memory regions by id (virtio 1.3, 2.10). QEMU wants their sum to be a power of
+        two, and ends if it is not.
+        """
 
     def set_backend_channel(self, channel: "BackendChannel") -> None:
         """The way to send requests to the front end. It belongs to the connection and closes with it."""
@@ -279,6 +284,9 @@ class VhostUserBackend:
             raise ValueError(f"the handler gave {len(data)} bytes of configuration, {access.size} were asked for")
         self._reply(frame.request, messages.encode_config(access, data))
 
+    def _get_shmem_config(self, frame: Frame) -> None:
+        self._reply(frame.request, messages.encode_shmem_config(self._handler.get_shmem_config()))
+
     # Requests without
 
     def _set_features(self, frame: Frame) -> None:
@@ -380,6 +388,7 @@ _ANSWERED: Final[dict[int, _Serve]] = {
     Request.GET_QUEUE_NUM: VhostUserBackend._get_queue_num,
     Request.GET_VRING_BASE: VhostUserBackend._get_vring_base,
     Request.GET_CONFIG: VhostUserBackend._get_config,
+    Request.GET_SHMEM_CONFIG: VhostUserBackend._get_shmem_config,
 }
 _UNANSWERED: Final[dict[int, _Serve]] = {
     Request.SET_FEATURES: VhostUserBackend._set_features,
@@ -441,6 +450,10 @@ class BackendChannel:
             flags |= messages.FLAG_NEED_REPLY
             self._waiting.append((request, on_reply))
         self._socket.send(request, flags, [payload], fds=[fd] if fd is not None else [])
+
+    def read_answers(self) -> None:
+        """Give out the answers that are there by now: what the front end did before it sent the message in hand."""
+        self._socket.read_now()
 
     def close(self) -> None:
         self._socket.close()

@@ -4,6 +4,7 @@ Source: QEMU's docs/interop/vhost-user.rst. Numbers are in the machine's byte or
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
@@ -23,6 +24,8 @@ MAX_CONFIG_BYTES: Final = 256  # VHOST_USER_MAX_CONFIG_SIZE
 MAX_QUEUE_SIZE: Final = 1024  # descriptors; QEMU's VIRTQUEUE_MAX_SIZE
 VRING_FD_INDEX_MASK: Final = 0xFF
 VRING_FD_NONE: Final = 1 << 8
+MAX_SHMEM_REGIONS: Final = 256  # VIRTIO_MAX_SHMEM_REGIONS
+SHMEM_WRITABLE: Final = 1 << 0  # VHOST_USER_FLAG_MAP_RW
 
 
 class Request(IntEnum):
@@ -49,12 +52,15 @@ class Request(IntEnum):
     SET_CONFIG = 25
     GPU_SET_SOCKET = 33
     RESET_DEVICE = 34
+    GET_SHMEM_CONFIG = 44
 
 
 class BackendRequest(IntEnum):
     """Back end to front end, on the socket of SET_BACKEND_REQ_FD."""
 
     CONFIG_CHANGE = 2
+    SHMEM_MAP = 9
+    SHMEM_UNMAP = 10
 
 
 class ProtocolFeature(IntFlag):
@@ -68,6 +74,7 @@ class ProtocolFeature(IntFlag):
     RESET_DEVICE = 1 << 13
     CONFIGURE_MEM_SLOTS = 1 << 15
     STATUS = 1 << 16
+    SHMEM = 1 << 22
 
 
 U64: Final = struct.Struct("=Q")
@@ -76,6 +83,8 @@ VRING_ADDR: Final = struct.Struct("=II4Q")  # index, flags, descriptor, used, av
 MEM_TABLE: Final = struct.Struct("=I4x")  # number of regions
 MEM_REGION: Final = struct.Struct("=4Q")  # guest address, size, user address, mmap offset
 CONFIG: Final = struct.Struct("=III")  # offset, size, flags
+SHMEM_CONFIG: Final = struct.Struct(f"=I4x{MAX_SHMEM_REGIONS}Q")  # number of regions, bytes of each by its id
+SHMEM_RANGE: Final = struct.Struct("=B7x4Q")  # region id, offset in the descriptor, offset in the region, length, flags
 
 _FIXED_SIZES: Final[dict[int, int]] = {
     Request.GET_FEATURES: 0,
@@ -95,6 +104,7 @@ _FIXED_SIZES: Final[dict[int, int]] = {
     Request.SET_VRING_ENABLE: VRING_STATE.size,
     Request.GPU_SET_SOCKET: 0,
     Request.RESET_DEVICE: 0,
+    Request.GET_SHMEM_CONFIG: 0,
 }
 _SIZE_RANGES: Final[dict[int, tuple[int, int]]] = {
     **{request: (size, size) for request, size in _FIXED_SIZES.items()},
@@ -200,3 +210,18 @@ def decode_config(payload: bytes) -> ConfigAccess:
 def encode_config(access: ConfigAccess, data: bytes) -> bytes:
     """GET_CONFIG's answer: it must be as long as the question was."""
     return CONFIG.pack(access.offset, access.size, access.flags) + data
+
+
+def encode_shmem_config(sizes: Mapping[int, int]) -> bytes:
+    """GET_SHMEM_CONFIG's answer. sizes: bytes of the shared memory regions by id, 0 to 255."""
+    return SHMEM_CONFIG.pack(len(sizes), *(sizes.get(region_id, 0) for region_id in range(MAX_SHMEM_REGIONS)))
+
+
+def encode_shmem_map(region_id: int, offset: int, nbytes: int) -> bytes:
+    """SHMEM_MAP of a descriptor's first `nbytes` at `offset` of the region, readable and writable."""
+    return SHMEM_RANGE.pack(region_id, 0, offset, nbytes, SHMEM_WRITABLE)
+
+
+def encode_shmem_unmap(region_id: int, offset: int, nbytes: int) -> bytes:
+    """SHMEM_UNMAP of what was mapped there: exactly one mapping."""
+    return SHMEM_RANGE.pack(region_id, 0, offset, nbytes, 0)

@@ -19,12 +19,15 @@ from tests.fake_vmm import (
     CommandQueue,
     Disconnected,
     DriverQueue,
+    Gpu,
     GuestMemory,
+    NullStream,
     OutOfGuestMemory,
     ProtocolViolation,
     QueueBroken,
     Rect,
     ResourceDescription,
+    Response,
     Segment,
     commands,
     misbehaviour,
@@ -358,6 +361,52 @@ def test_scanout_flush_and_transfer_2d_in_bytes() -> None:
     assert commands.set_scanout(1, 9, rect).body == struct.pack("<6I", 2, 3, 4, 5, 1, 9)
     assert commands.resource_flush(9, rect).body == struct.pack("<6I", 2, 3, 4, 5, 9, 0)
     assert commands.transfer_to_host_2d(9, rect, 64).body == struct.pack("<4IQII", 2, 3, 4, 5, 64, 9, 0)
+
+
+def test_blobs_in_bytes(control: CommandQueue) -> None:
+    command = commands.resource_create_blob(7, 3, 5, 0x2000, ctx_id=4, blob_id=9, segments=[(0x10000, 0x2000)])
+    assert request_of(control, command) == bytes.fromhex(
+        "0c010000 00000000 0000000000000000 04000000 00000000 07000000 03000000 05000000 01000000"
+        "0900000000000000 0020000000000000 0000010000000000 00200000 00000000"
+    )
+    assert commands.resource_map_blob(7, 0x3000).body == struct.pack("<IIQ", 7, 0, 0x3000)
+    assert commands.resource_map_blob(7, 0).response_size == 32
+    assert commands.resource_unmap_blob(7).body == struct.pack("<II", 7, 0)
+    rect = Rect(4, 5, x=2, y=3)
+    shown = commands.set_scanout_blob(1, 9, rect, (64, 32), 67, [256, 128], [0, 8192])
+    fields = (2, 3, 4, 5, 1, 9, 64, 32, 67, 0, 256, 128, 0, 0, 0, 8192, 0, 0)
+    assert shown.body == struct.pack("<18I", *fields)
+
+
+def test_a_context_says_what_it_is_for() -> None:
+    assert commands.ctx_create(4, "x", 2).body[:8] == struct.pack("<II", 1, 2)
+
+
+def answered_with(control: CommandQueue, response: bytes, ring_idx: int | None) -> Response:
+    gpu = Gpu(control, control)
+    pending = gpu.submit(commands.submit_3d(3, bytes(4)), fenced=True, ring_idx=ring_idx)
+    device = RingDevice(control.queue)
+    chain = device.pop()
+    assert chain is not None
+    device.answer(chain, response)
+    return gpu.wait(pending)
+
+
+def test_a_fence_comes_back_on_its_timeline(control: CommandQueue) -> None:
+    assert answered_with(control, struct.pack("<IIQIB3x", 0x1100, 3, 1, 3, 2), 2).ok
+
+
+@pytest.mark.parametrize(("flags", "ring_idx"), [(1, 0), (1, 2), (3, 1)])
+def test_a_fence_on_another_timeline_is_a_violation(control: CommandQueue, flags: int, ring_idx: int) -> None:
+    with pytest.raises(ProtocolViolation, match="on ring 2"):
+        answered_with(control, struct.pack("<IIQIB3x", 0x1100, flags, 1, 3, ring_idx), 2)
+
+
+def test_null_streams_in_words() -> None:
+    stream = NullStream().blob(5, 4096).fill(7, 0xAB, 16, offset=4).copy(7, 8).check(8, 0xAB, 16, 4).delay(3).busy(1)
+    words = (9, 5, 4096, 6, 7, 4, 16, 0xAB, 7, 7, 8, 8, 8, 4, 16, 0xAB, 5, 3, 1, 1)
+    assert bytes(stream) == struct.pack("<20I", *words)
+    assert bytes(NullStream().fail().hang().abort()) == struct.pack("<3I", 4, 3, 2)
 
 
 @pytest.mark.parametrize("indirect", [False, True])

@@ -151,7 +151,7 @@ def test_display_maps_a_dmabuf_with_its_modifier_and_orientation() -> None:
             assert back_end.recv(100) == struct.pack("<III", 10, 4, 0)
             framebuffer = display.framebuffer()
             assert framebuffer is not None
-            assert np.array_equal(framebuffer, rows[:: 1 if flags else -1, 1:4])
+            assert np.array_equal(framebuffer, rows[:: -1 if flags else 1, 1:4])
         os.close(fd)
     display.close()
 

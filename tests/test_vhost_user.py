@@ -133,6 +133,12 @@ def test_config_writes(connection: Connection) -> None:
     assert connection.handler.calls == [("set_config", 4, b"abc", 1)]
 
 
+def test_the_sizes_of_shared_memory_regions(connection: Connection) -> None:
+    (reply,) = connection.ask(Request.GET_SHMEM_CONFIG)
+    assert reply == (44, REPLY, struct.pack("=II", 1, 0) + u64(0) + u64(256 << 20) + bytes(254 * 8))
+    assert len(reply[2]) == 2056
+
+
 def test_the_display_socket_is_handed_on(connection: Connection) -> None:
     ours, theirs = socket.socketpair()
     with ours:
@@ -380,6 +386,7 @@ def test_wrong_headers(connection: Connection, flags: int, words: str) -> None:
         (Request.SET_VRING_ADDR, 39),
         (Request.GET_CONFIG, 11),
         (Request.SET_CONFIG, 12 + 257),
+        (Request.GET_SHMEM_CONFIG, 2056),
         (250, 4097),
     ],
 )
@@ -400,6 +407,7 @@ def test_wrong_sizes_are_refused_before_the_payload_is_read(connection: Connecti
         (Request.GPU_SET_SOCKET, b"", 0),
         (Request.GPU_SET_SOCKET, b"", 2),
         (Request.GET_FEATURES, b"", 1),
+        (Request.GET_SHMEM_CONFIG, b"", 1),
         (Request.SET_FEATURES, u64(0), 1),
         (Request.SET_OWNER, b"", 1),
         (Request.SET_VRING_ENABLE, state(0, 1), 1),

@@ -62,6 +62,20 @@ def test_a_request_with_a_descriptor(connection: Connection, channel_peer: socke
     assert open_descriptions(memory) == 1
 
 
+def test_answers_can_be_had_before_the_loop_sees_them(connection: Connection, channel_peer: socket.socket) -> None:
+    answers: list[bool] = []
+    channel_of(connection).config_change(answers.append)
+    channel_of(connection).config_change(answers.append)
+    channel_peer.send(struct.pack("=IIIQ", 2, REPLY, 8, 0))
+    channel_of(connection).read_answers()
+    assert answers == [True]
+    channel_of(connection).read_answers()
+    assert answers == [True]
+    channel_of(connection).close()
+    channel_of(connection).read_answers()
+    assert answers == [True, False]
+
+
 @pytest.mark.parametrize(
     "reply",
     [

@@ -105,6 +105,10 @@ class RecordingHandler:
     def set_config(self, offset: int, data: bytes, flags: int) -> None:
         self._note("set_config", offset, data, flags)
 
+    def get_shmem_config(self) -> dict[int, int]:
+        self._note("get_shmem_config")
+        return {1: 256 << 20}
+
     def set_backend_channel(self, channel: BackendChannel) -> None:
         self._note("set_backend_channel")
         self.channel = channel

@@ -26,9 +26,21 @@ It stands in for QEMU 11's vhost-user-gpu-pci and Linux's virtio-gpu driver toge
         assert error.type == Resp.ERR_INVALID_RESOURCE_ID
         vmm.reboot()                                           # virtio reset and start on the same connection
 
+    with FakeVmm.connect("/run/gpu.sock", generic=True) as vmm:   # QEMU's generic device: blobs, no display socket
+        context = vmm.gpu.create_context("blobs", context_init=2)
+        blob = vmm.gpu.create_blob(8192, context=context, blob_id=7)     # of an object that a stream has made
+        blob.map()                                             # into vmm.window; then as a program sees its bytes:
+        blob.write(b"hello", start=100)
+        assert blob.read(100, 5) == b"hello"
+        vmm.gpu.wait(context.submit(stream, ring_idx=1))       # a fence on a timeline of the context's own
+        blob.unref()                                           # unmaps it first
+        vmm.channel.hold()                                     # a VMM that does not answer SHMEM_MAP for now
+        vmm.window.refuse = True                               # or that refuses
+
 Layers, each usable alone: memory (guest RAM, page allocator), protocol and front_end (vhost-user messages), virtqueue
 (the driver's split ring), wire and commands (virtio-gpu), command_queue (slots, waiting), gpu and guest_objects (the
-driver), display and display_protocol (the display socket), back_end_channel, vmm. For a driver that lies: misbehaviour,
+driver), display and display_protocol (the display socket), back_end_channel and window (the host-visible region), vmm.
+Streams to submit: virgl, null_engine. For a driver that lies: misbehaviour,
 `Gpu.submit_bytes`, `FrontEnd.send_raw`. back_end_process starts and ends a back-end program.
 
 A back end that stays silent raises TimeoutError, one that goes away Disconnected; see errors. One thread drives a
@@ -52,18 +64,38 @@ from tests.fake_vmm.errors import (
 )
 from tests.fake_vmm.front_end import FrontEnd
 from tests.fake_vmm.gpu import Gpu
-from tests.fake_vmm.guest_objects import GuestContext, GuestResource
+from tests.fake_vmm.guest_objects import GuestBlob, GuestContext, GuestResource
 from tests.fake_vmm.memory import PAGE_SIZE, GuestBuffer, GuestMemory
+from tests.fake_vmm.null_engine import NullOpcode, NullStream
 from tests.fake_vmm.protocol import ProtocolFeature, Request
 from tests.fake_vmm.virtqueue import Descriptor, DriverQueue, Segment
 from tests.fake_vmm.vmm import FakeVmm, connect_socket
-from tests.fake_vmm.wire import Bind, Box, Command, Feature, Format, Rect, ResourceDescription, Resp, Response, Target
+from tests.fake_vmm.window import Window, WindowSpace
+from tests.fake_vmm.wire import (
+    Bind,
+    BlobFlag,
+    BlobMem,
+    Box,
+    Caching,
+    Command,
+    Feature,
+    Format,
+    MapInfo,
+    Rect,
+    ResourceDescription,
+    Resp,
+    Response,
+    Target,
+)
 
 __all__ = [
     "PAGE_SIZE",
     "BackEndProcess",
     "Bind",
+    "BlobFlag",
+    "BlobMem",
     "Box",
+    "Caching",
     "Command",
     "CommandFailed",
     "CommandQueue",
@@ -79,10 +111,14 @@ __all__ = [
     "FrontEnd",
     "Gpu",
     "GpuCommand",
+    "GuestBlob",
     "GuestBuffer",
     "GuestContext",
     "GuestMemory",
     "GuestResource",
+    "MapInfo",
+    "NullOpcode",
+    "NullStream",
     "OutOfGuestMemory",
     "Pending",
     "ProtocolFeature",
@@ -96,6 +132,8 @@ __all__ = [
     "Response",
     "Segment",
     "Target",
+    "Window",
+    "WindowSpace",
     "commands",
     "connect_socket",
     "misbehaviour",

@@ -39,13 +39,16 @@ class Pending:
 
     __slots__ = (
         "_buffers", "_response", "_slot", "_where", "cancelled", "completed_at", "ctx_id", "done", "fence_id", "head",
-        "name", "raw", "response_size", "submitted_at", "used_length",
+        "name", "raw", "response_size", "ring_idx", "submitted_at", "used_length",
     )  # fmt: skip
 
-    def __init__(self, name: str, ctx_id: int, fence_id: int | None, response_size: int) -> None:
+    def __init__(
+        self, name: str, ctx_id: int, fence_id: int | None, response_size: int, ring_idx: int | None = None
+    ) -> None:
         self.name = name
         self.ctx_id = ctx_id
         self.fence_id = fence_id
+        self.ring_idx = ring_idx
         self.response_size = response_size
         self.head = -1
         self.done = False
@@ -70,6 +73,7 @@ class Pending:
 
     def __repr__(self) -> str:
         fence = "" if self.fence_id is None else f", fence {self.fence_id}"
+        fence += "" if self.ring_idx is None else f" on ring {self.ring_idx}"
         state = "done" if self.done else "cancelled" if self.cancelled else "outstanding"
         return f"<{self.name}, ctx {self.ctx_id}{fence}, {state}>"
 
@@ -133,7 +137,7 @@ class CommandQueue:
             raise ValueError(f"{command.name}: a request of {length} bytes; use a payload")
         start = base + _REQUEST + HEADER.size
         self._slots[start : start + len(command.body)] = command.body
-        pending = Pending(command.name, command.ctx_id, fence_id, command.response_size)
+        pending = Pending(command.name, command.ctx_id, fence_id, command.response_size, ring_idx)
         segments = [Segment(self._slots_gpa + base + _REQUEST, length)]
         if command.payload is not None:
             segments += self._place_payload(pending, base, command.payload)

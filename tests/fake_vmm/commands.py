@@ -21,6 +21,9 @@ _BACKING = struct.Struct("<II")
 _TRANSFER_2D = struct.Struct("<QII")
 _TRANSFER_3D = struct.Struct("<6IQIIII")
 _CURSOR = struct.Struct("<8I")
+_CREATE_BLOB = struct.Struct("<4IQQ")
+_SCANOUT_BLOB = struct.Struct("<IIIIII4I4I")
+_MAP_BLOB = struct.Struct("<IIQ")
 _NAMES = {int(command): command.name for command in Command}
 
 
@@ -77,10 +80,12 @@ def resource_unref(resource_id: int) -> GpuCommand:
 
 def resource_attach_backing(resource_id: int, segments: Sequence[tuple[int, int]]) -> GpuCommand:
     """`segments`: (guest address, bytes) of each entry."""
-    entries = b"".join(wire.MEM_ENTRY.pack(gpa, length, 0) for gpa, length in segments)
-    return GpuCommand(
-        Command.RESOURCE_ATTACH_BACKING, _BACKING.pack(resource_id, len(segments)), payload=entries or None
-    )
+    body = _BACKING.pack(resource_id, len(segments))
+    return GpuCommand(Command.RESOURCE_ATTACH_BACKING, body, payload=_entries(segments))
+
+
+def _entries(segments: Sequence[tuple[int, int]]) -> bytes | None:
+    return b"".join(wire.MEM_ENTRY.pack(gpa, length, 0) for gpa, length in segments) or None
 
 
 def resource_detach_backing(resource_id: int) -> GpuCommand:
@@ -89,6 +94,36 @@ def resource_detach_backing(resource_id: int) -> GpuCommand:
 
 def resource_assign_uuid(resource_id: int) -> GpuCommand:
     return GpuCommand(Command.RESOURCE_ASSIGN_UUID, _TWO.pack(resource_id, 0), response_size=wire.UUID_SIZE)
+
+
+def resource_create_blob(
+    resource_id: int, mem: int, flags: int, size: int, *, ctx_id: int = 0, blob_id: int = 0,
+    segments: Sequence[tuple[int, int]] = (),
+) -> GpuCommand:  # fmt: skip
+    """`blob_id`: the object of context `ctx_id` that it is made of; `segments`: as for a backing."""
+    body = _CREATE_BLOB.pack(resource_id, mem, flags, len(segments), blob_id, size)
+    return GpuCommand(Command.RESOURCE_CREATE_BLOB, body, ctx_id, _entries(segments))
+
+
+def resource_map_blob(resource_id: int, offset: int) -> GpuCommand:
+    """`offset`: bytes into the host-visible region."""
+    return GpuCommand(
+        Command.RESOURCE_MAP_BLOB, _MAP_BLOB.pack(resource_id, 0, offset), response_size=wire.MAP_INFO_SIZE
+    )
+
+
+def resource_unmap_blob(resource_id: int) -> GpuCommand:
+    return GpuCommand(Command.RESOURCE_UNMAP_BLOB, _TWO.pack(resource_id, 0))
+
+
+def set_scanout_blob(
+    scanout: int, resource_id: int, rect: Rect, size: tuple[int, int], format: int, strides: Sequence[int],
+    offsets: Sequence[int] = (),
+) -> GpuCommand:  # fmt: skip
+    """`size`: the picture's width and height; `strides`, `offsets`: bytes of up to four planes, missing ones are 0."""
+    strides, offsets = (tuple([*planes, 0, 0, 0, 0][:4]) for planes in (strides, offsets))
+    body = rect.encode() + _SCANOUT_BLOB.pack(scanout, resource_id, *size, format, 0, *strides, *offsets)
+    return GpuCommand(Command.SET_SCANOUT_BLOB, body)
 
 
 def set_scanout(scanout: int, resource_id: int, rect: Rect) -> GpuCommand:

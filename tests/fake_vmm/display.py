@@ -41,7 +41,7 @@ from tests.fake_vmm.wire import Rect
 
 _RESP_FLAGS_NONE = (0, 0, 0, 0)
 _MAX_PAYLOAD = 1 << 28
-_Y_0_TOP = 1  # fd_flags, as of virtio-gpu resources: the buffer's first row is the top one
+_Y_0_TOP = 1  # fd_flags, as of virtio-gpu resources: a texture of GL, whose first row QEMU shows at the bottom
 _FOURCC_BGR = {b"XR24", b"AR24"}  # bytes B G R x in memory
 _FOURCC_RGB = {b"XB24", b"AB24"}  # bytes R G B x in memory
 
@@ -340,7 +340,7 @@ def _read_dmabuf(scanout: DmabufScanout, fd: int) -> Pixels:
         pixels = rows[:, : 4 * scanout.fd_width].reshape(scanout.fd_height, scanout.fd_width, 4)
         part = pixels[rect.y : rect.y + rect.height, rect.x : rect.x + rect.width].copy()
         del rows, pixels
-    if not scanout.fd_flags & _Y_0_TOP:
+    if scanout.fd_flags & _Y_0_TOP:
         part = part[::-1]
     return np.ascontiguousarray(part[:, :, [2, 1, 0, 3]] if code in _FOURCC_RGB else part)
 

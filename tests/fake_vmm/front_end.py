@@ -6,12 +6,14 @@ vmm.py. `send_message` and `send_raw` let a test say anything at all.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
 from collections.abc import Sequence
 
 from tests.fake_vmm.errors import Disconnected, ProtocolViolation, Refused
-from tests.fake_vmm.memory import Region
+from tests.fake_vmm.memory import PAGE_SIZE, Slot
 from tests.fake_vmm.protocol import (
     CONFIG,
     FLAG_NEED_REPLY,
@@ -19,6 +21,7 @@ from tests.fake_vmm.protocol import (
     MAX_PAYLOAD,
     MEM_REGION,
     MEM_TABLE_HEADER,
+    SHMEM_CONFIG,
     SINGLE_REGION,
     U64,
     VERSION,
@@ -40,10 +43,13 @@ class FrontEnd:
 
     timeout: seconds to wait for a reply; then TimeoutError names the request.
     All methods raise Disconnected when the back end closes the socket and Refused when it acknowledges with an error.
+    They may be called by several threads: a request and its reply are one under `lock`. QEMU has one thread for all
+    this; what it would not do between two messages takes the lock for longer.
     """
 
     def __init__(self, sock: socket.socket, *, timeout: float = 30.0) -> None:
         self.sock = sock
+        self.lock = threading.RLock()
         self.protocol_features = 0
         self.log: list[int] = []  # request ids in the order sent
         self.set_timeout(timeout)
@@ -56,6 +62,9 @@ class FrontEnd:
         return self.sock.fileno()
 
     def close(self) -> None:
+        """Close the socket; whoever waits for a reply in another thread gets Disconnected."""
+        with contextlib.suppress(OSError):  # closed already, or by the back end
+            self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
     def has(self, feature: ProtocolFeature) -> bool:
@@ -92,8 +101,9 @@ class FrontEnd:
 
     def query(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
         """Send a request that has a reply of its own and return that reply's payload."""
-        self.send_message(request, payload, fds)
-        return self.receive_reply(request)
+        with self.lock:
+            self.send_message(request, payload, fds)
+            return self.receive_reply(request)
 
     def receive_reply(self, request: int) -> bytes:
         """Payload of the reply to `request`; ProtocolViolation when something else comes."""
@@ -107,11 +117,12 @@ class FrontEnd:
 
     def tell(self, request: int, payload: bytes = b"", fds: Sequence[int] = (), *, acknowledged: bool = False) -> None:
         """Send a request without reply, or, if `acknowledged` and REPLY_ACK is on, wait for its acknowledgement."""
-        if not (acknowledged and self.has(ProtocolFeature.REPLY_ACK)):
-            self.send_message(request, payload, fds)
-            return
-        self.send_message(request, payload, fds, VERSION | FLAG_NEED_REPLY)
-        code = _u64(request, self.receive_reply(request))
+        with self.lock:
+            if not (acknowledged and self.has(ProtocolFeature.REPLY_ACK)):
+                self.send_message(request, payload, fds)
+                return
+            self.send_message(request, payload, fds, VERSION | FLAG_NEED_REPLY)
+            code = _u64(request, self.receive_reply(request))
         if code:
             raise Refused(request_name(request), code)
 
@@ -148,7 +159,7 @@ class FrontEnd:
 
     # --- memory -------------------------------------------------------------------------------------------------
 
-    def set_mem_table(self, regions: Sequence[Region]) -> None:
+    def set_mem_table(self, regions: Sequence[Slot]) -> None:
         payload = MEM_TABLE_HEADER.pack(len(regions), 0)
         payload += b"".join(MEM_REGION.pack(r.gpa, r.size, r.uva, r.offset) for r in regions)
         self.tell(Request.SET_MEM_TABLE, payload, [r.fd for r in regions], acknowledged=True)
@@ -156,11 +167,11 @@ class FrontEnd:
     def get_max_mem_slots(self) -> int:
         return _u64(Request.GET_MAX_MEM_SLOTS, self.query(Request.GET_MAX_MEM_SLOTS))
 
-    def add_mem_reg(self, region: Region) -> None:
+    def add_mem_reg(self, region: Slot) -> None:
         payload = SINGLE_REGION.pack(0, region.gpa, region.size, region.uva, region.offset)
         self.tell(Request.ADD_MEM_REG, payload, [region.fd], acknowledged=True)
 
-    def rem_mem_reg(self, region: Region) -> None:
+    def rem_mem_reg(self, region: Slot) -> None:
         payload = SINGLE_REGION.pack(0, region.gpa, region.size, region.uva, region.offset)
         self.tell(Request.REM_MEM_REG, payload, acknowledged=True)
 
@@ -220,6 +231,20 @@ class FrontEnd:
 
     def set_config(self, offset: int, data: bytes, flags: int = 0) -> None:
         self.tell(Request.SET_CONFIG, encode_config(offset, len(data), flags, data), acknowledged=True)
+
+    def get_shmem_config(self) -> dict[int, int]:
+        """Bytes of the shared memory regions by id. ProtocolViolation where QEMU would end: for another length than
+        that of the whole structure, a wrong count, or sizes whose sum is no power of two.
+        """
+        reply = self.query(Request.GET_SHMEM_CONFIG)
+        if len(reply) != SHMEM_CONFIG.size:
+            raise ProtocolViolation(f"GET_SHMEM_CONFIG was answered by {len(reply)} bytes of payload")
+        count, *sizes = SHMEM_CONFIG.unpack(reply)
+        found = {shmid: size for shmid, size in enumerate(sizes) if size}
+        total = sum(found.values())
+        if count != len(found) or total & (total - 1) or any(size % PAGE_SIZE for size in found.values()):
+            raise ProtocolViolation(f"{count} shared memory regions of {found}")
+        return found
 
     def set_backend_req_fd(self, fd: int) -> None:
         self.tell(Request.SET_BACKEND_REQ_FD, b"", [fd], acknowledged=True)

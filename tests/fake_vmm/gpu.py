@@ -16,19 +16,25 @@ from tests.fake_vmm import commands, wire
 from tests.fake_vmm.command_queue import CommandQueue, Pending
 from tests.fake_vmm.commands import GpuCommand
 from tests.fake_vmm.errors import CommandFailed, ProtocolViolation
-from tests.fake_vmm.guest_objects import GuestContext, GuestResource
-from tests.fake_vmm.memory import GuestBuffer, GuestMemory
-from tests.fake_vmm.wire import Box, Rect, ResourceDescription, Response
+from tests.fake_vmm.guest_objects import GuestBlob, GuestContext, GuestResource
+from tests.fake_vmm.memory import PAGE_SIZE, GuestBuffer, GuestMemory
+from tests.fake_vmm.window import Window, WindowSpace
+from tests.fake_vmm.wire import BlobFlag, BlobMem, Box, Rect, ResourceDescription, Response
 
 _R = TypeVar("_R", bound=Response)
 
 
 class Gpu:
-    """Drives one virtio-gpu device; from one thread."""
+    """Drives one virtio-gpu device; from one thread.
 
-    def __init__(self, control: CommandQueue, cursor: CommandQueue) -> None:
+    window: the host-visible region as the guest sees it, None if there is none. window_space: what of it is taken.
+    """
+
+    def __init__(self, control: CommandQueue, cursor: CommandQueue, *, window: Window | None = None) -> None:
         self.control = control
         self.cursor = cursor
+        self.window = window
+        self.window_space = WindowSpace(window.size if window is not None else 0)
         self.memory: GuestMemory = control.memory
         self.contexts: dict[int, GuestContext] = {}
         self._resource_ids = count(1)
@@ -44,7 +50,9 @@ class Gpu:
     # --- submitting ---------------------------------------------------------------------------------------------
 
     def submit(self, command: GpuCommand, *, fenced: bool = False, ring_idx: int | None = None) -> Pending:
-        """Queue a command without waiting; `fenced` gives it the next fence id."""
+        """Queue a command without waiting; `fenced` gives it the next fence id, on the context's timeline `ring_idx` if
+        that is given (CONTEXT_INIT).
+        """
         fence_id = next(self._fence_ids) if fenced else None
         return self.control.submit(command, fence_id=fence_id, ring_idx=ring_idx)
 
@@ -77,9 +85,11 @@ class Gpu:
             _check_fence(each, each.response)
         return [each.response for each in done]
 
-    def call(self, command: GpuCommand, *, fenced: bool = False, timeout: float | None = None) -> Response:
+    def call(
+        self, command: GpuCommand, *, fenced: bool = False, ring_idx: int | None = None, timeout: float | None = None
+    ) -> Response:
         """Submit and wait."""
-        return self.wait(self.submit(command, fenced=fenced), timeout)
+        return self.wait(self.submit(command, fenced=fenced, ring_idx=ring_idx), timeout)
 
     # --- display ------------------------------------------------------------------------------------------------
 
@@ -130,6 +140,28 @@ class Gpu:
     def transfer_to_host_2d(self, resource_id: int, rect: Rect, offset: int = 0) -> Response:
         return self.call(commands.transfer_to_host_2d(resource_id, rect, offset))
 
+    def resource_create_blob(
+        self, resource_id: int, mem: int, flags: int, size: int, *, ctx_id: int = 0, blob_id: int = 0,
+        segments: Sequence[tuple[int, int]] = (),
+    ) -> Response:  # fmt: skip
+        command = commands.resource_create_blob(
+            resource_id, mem, flags, size, ctx_id=ctx_id, blob_id=blob_id, segments=segments
+        )
+        return self.call(command)
+
+    def resource_map_blob(self, resource_id: int, offset: int) -> Response:
+        """A wire.MapInfo on success."""
+        return self.call(commands.resource_map_blob(resource_id, offset))
+
+    def resource_unmap_blob(self, resource_id: int) -> Response:
+        return self.call(commands.resource_unmap_blob(resource_id))
+
+    def set_scanout_blob(
+        self, scanout: int, resource_id: int, rect: Rect, size: tuple[int, int], format: int, strides: Sequence[int],
+        offsets: Sequence[int] = (),
+    ) -> Response:  # fmt: skip
+        return self.call(commands.set_scanout_blob(scanout, resource_id, rect, size, format, strides, offsets))
+
     # --- contexts -----------------------------------------------------------------------------------------------
 
     def capset_info(self, index: int) -> wire.CapsetInfo:
@@ -173,10 +205,12 @@ class Gpu:
 
     # --- the same as a program would have it: everything checked, ids and memory taken care of ------------------
 
-    def create_context(self, name: str) -> GuestContext:
-        """A new context; CommandFailed when the device refuses it."""
+    def create_context(self, name: str, *, context_init: int = 0) -> GuestContext:
+        """A new context; CommandFailed when the device refuses it. context_init: the capability set that it is for,
+        0 if it does not say (CONTEXT_INIT).
+        """
         ctx_id = self.new_context_id()
-        self.ctx_create(ctx_id, name).check(f"CTX_CREATE {name!r}")
+        self.ctx_create(ctx_id, name, context_init).check(f"CTX_CREATE {name!r}")
         context = self.contexts[ctx_id] = GuestContext(self, ctx_id, name)
         return context
 
@@ -202,11 +236,40 @@ class Gpu:
         return resource
 
 
+    def create_blob(
+        self,
+        size: int,
+        *,
+        mem: int = BlobMem.HOST3D,
+        flags: int = BlobFlag.MAPPABLE,
+        context: GuestContext | None = None,
+        blob_id: int = 0,
+        scattered: bool = False,
+    ) -> GuestBlob:
+        """A blob of `size` bytes (rounded up to whole pages), made of object `blob_id` of `context` if it is the
+        host's, of zeroed guest pages if it is the guest's, of both if of both. Not attached to a context.
+        """
+        size = -(-size // PAGE_SIZE) * PAGE_SIZE
+        backing = self.memory.buffer(size, scattered=scattered) if mem != BlobMem.HOST3D else None
+        blob = GuestBlob(self, self.new_resource_id(), size, mem)
+        response = self.resource_create_blob(
+            blob.resource_id, mem, flags, size, ctx_id=context.ctx_id if context is not None else 0, blob_id=blob_id,
+            segments=backing.segments() if backing is not None else (),
+        )  # fmt: skip
+        if not response.ok and backing is not None:
+            backing.free()
+        response.check("RESOURCE_CREATE_BLOB")
+        blob.backing = backing
+        return blob
+
+
 def _check_fence(pending: Pending, response: Response) -> None:
-    """A fence comes back in the response: flag, id and context (virtio 1.3, 5.7.6.7)."""
+    """A fence comes back in the response: flags, id, context and timeline (virtio 1.3, 5.7.6.7)."""
     if pending.fence_id is None:
         return
-    if not response.fenced or (response.fence_id, response.ctx_id) != (pending.fence_id, pending.ctx_id):
+    sent = (pending.fence_id, pending.ctx_id, pending.ring_idx)
+    ring_idx = response.ring_idx if response.flags & wire.FLAG_RING_IDX else None
+    if not response.fenced or (response.fence_id, response.ctx_id, ring_idx) != sent:
         raise ProtocolViolation(f"{pending} was answered by {response}")
 
 

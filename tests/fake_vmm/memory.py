@@ -32,20 +32,26 @@ _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
 
 
 @dataclass(frozen=True)
-class Region:
-    """One mapped piece of guest RAM. `offset` is where it starts in the memfd `fd`; `size` and addresses in bytes."""
+class Slot:
+    """A line of the memory table. `offset`: where the memory starts in the file `fd`; `size` and addresses in bytes."""
 
     gpa: int
     size: int
     uva: int
     fd: int
     offset: int
-    mapping: mmap.mmap
-    view: memoryview
 
     @property
     def end(self) -> int:
         return self.gpa + self.size
+
+
+@dataclass(frozen=True)
+class Region(Slot):
+    """One mapped piece of guest RAM."""
+
+    mapping: mmap.mmap
+    view: memoryview
 
 
 class GuestMemory:

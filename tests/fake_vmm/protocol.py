@@ -21,6 +21,9 @@ MEM_REGION = struct.Struct("<QQQQ")  # guest address, size, user address, mmap o
 SINGLE_REGION = struct.Struct("<QQQQQ")  # padding, then as MEM_REGION
 CONFIG = struct.Struct("<III")  # offset, size, flags; the bytes follow
 SHMEM_MAP = struct.Struct("<B7xQQQQ")  # shmid, fd offset, shm offset, length, flags
+SHMEM_CONFIG = struct.Struct("<I4x256Q")  # number of regions, bytes of each by its id
+SHMEM_HOST_VISIBLE = 1  # virtio-gpu's only shared memory region
+MAX_TABLE_REGIONS = 8  # what fits one SET_MEM_TABLE
 
 VERSION = 1
 FLAG_REPLY = 4
@@ -64,6 +67,7 @@ class Request(IntEnum):
     REM_MEM_REG = 38
     SET_STATUS = 39
     GET_STATUS = 40
+    GET_SHMEM_CONFIG = 44
 
 
 class BackEndRequest(IntEnum):

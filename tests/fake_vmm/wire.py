@@ -19,6 +19,7 @@ RECT = struct.Struct("<IIII")
 MEM_ENTRY = struct.Struct("<QII")  # address, length, padding
 DISPLAY_ONE = struct.Struct("<IIIIII")  # rect, enabled, flags
 CAPSET_INFO = struct.Struct("<IIII")  # id, max version, max size, padding
+MAP_INFO = struct.Struct("<II")  # caching, padding
 DEVICE_CONFIG = struct.Struct("<IIII")  # events_read, events_clear, num_scanouts, num_capsets
 
 MAX_SCANOUTS = 16
@@ -28,6 +29,7 @@ DISPLAY_INFO_SIZE = HEADER.size + MAX_SCANOUTS * DISPLAY_ONE.size
 CAPSET_INFO_SIZE = HEADER.size + CAPSET_INFO.size
 EDID_RESPONSE_SIZE = HEADER.size + 8 + EDID_SIZE
 UUID_SIZE = HEADER.size + 16
+MAP_INFO_SIZE = HEADER.size + MAP_INFO.size
 
 FLAG_FENCE = 1
 FLAG_RING_IDX = 2
@@ -99,6 +101,32 @@ class Format(IntEnum):
     X8B8G8R8 = 68
     A8B8G8R8 = 121
     R8G8B8X8 = 134
+
+
+class BlobMem(IntEnum):
+    """Where a blob's memory is: the guest's pages, the host's, or both."""
+
+    GUEST = 1
+    HOST3D = 2
+    HOST3D_GUEST = 3
+
+
+class BlobFlag(IntFlag):
+    """What a blob is for."""
+
+    MAPPABLE = 1 << 0
+    SHAREABLE = 1 << 1
+    CROSS_DEVICE = 1 << 2
+    CREATE_GUEST_HANDLE = 1 << 3
+
+
+class Caching(IntEnum):
+    """How a guest may map a blob."""
+
+    NONE = 0
+    CACHED = 1
+    UNCACHED = 2
+    WRITE_COMBINED = 3
 
 
 class Target(IntEnum):
@@ -238,6 +266,13 @@ class ResourceUuid(Response):
     uuid: UUID
 
 
+@dataclass(frozen=True)
+class MapInfo(Response):
+    """`caching` is a Caching."""
+
+    caching: int
+
+
 _Header = tuple[int, int, int, int, int]
 
 
@@ -268,12 +303,18 @@ def _resource_uuid(header: _Header, body: bytes) -> Response:
     return ResourceUuid(*header, uuid=UUID(bytes=body[:16]))
 
 
+def _map_info(header: _Header, body: bytes) -> Response:
+    caching, _ = MAP_INFO.unpack_from(body)
+    return MapInfo(*header, caching=caching)
+
+
 _DECODERS: dict[int, tuple[int, Callable[[_Header, bytes], Response]]] = {
     Resp.OK_DISPLAY_INFO: (DISPLAY_INFO_SIZE, _display_info),
     Resp.OK_CAPSET_INFO: (CAPSET_INFO_SIZE, _capset_info),
     Resp.OK_CAPSET: (HEADER.size, _capset),
     Resp.OK_EDID: (EDID_RESPONSE_SIZE, _edid),
     Resp.OK_RESOURCE_UUID: (UUID_SIZE, _resource_uuid),
+    Resp.OK_MAP_INFO: (MAP_INFO_SIZE, _map_info),
 }
 
 

@@ -311,6 +311,27 @@ class CommandStream:
         words = [state, 0, 0, destination.resid, 0, destination.format, *to, source.resid, 0, source.format, *of]
         return self.emit(Command.BLIT, words)
 
+    # Blobs
+
+    def create_pipe_resource(self, blob_id: int, description: Resource) -> Self:
+        """PIPE_RESOURCE_CREATE: an object of the context's own, of which RESOURCE_CREATE_BLOB with that blob id makes a
+        resource. The description's id is not used.
+        """
+        what = description
+        words: list[int] = [what.target, what.format, what.bind, what.width, what.height, what.depth, what.array_size]
+        words += [what.last_level, what.nr_samples, what.flags, blob_id]
+        return self.emit(Command.PIPE_RESOURCE_CREATE, words)
+
+    def set_resource_type(
+        self, resource: Resource, *, stride: int | None = None, offset: int = 0, usage: int = 0, modifier: int = 0
+    ) -> Self:
+        """PIPE_RESOURCE_SET_TYPE: a blob without a type becomes this picture of one plane (bytes from row to row, and
+        of the first row).
+        """
+        words: list[int] = [resource.resid, resource.format, resource.bind, resource.width, resource.height, usage]
+        words += [modifier & 0xFFFF_FFFF, modifier >> 32, resource.stride if stride is None else stride, offset]
+        return self.emit(Command.PIPE_RESOURCE_SET_TYPE, words)
+
     # Queries
 
     def begin_query(self, handle: int) -> Self:

@@ -66,6 +66,10 @@ class Command(IntEnum):
     TRANSFER3D = 43
     END_TRANSFERS = 44
     COPY_TRANSFER3D = 45
+    SET_TWEAKS = 46
+    CLEAR_TEXTURE = 47
+    PIPE_RESOURCE_CREATE = 48
+    PIPE_RESOURCE_SET_TYPE = 49
 
 
 class ObjectType(IntEnum):
