@@ -23,6 +23,8 @@ from master.options import DEFAULT_SPARES
 MIN_SIZE: Final = 16
 MAX_SIZE: Final = 16384
 MAX_SPARES: Final = 64
+MIN_HOSTMEM: Final = MIB
+MAX_HOSTMEM: Final = 256 * GIB
 _MAX_ID: Final = 2**32 - 2  # the last one means "leave as it is", chown(2)
 
 
@@ -155,6 +157,15 @@ def memory_size(text: str) -> int:
     size = int(match[1]) * _BYTES[match[2]] if match else 0
     if not 64 * MIB <= size <= 64 << 40:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size from 64M to 64T")
+    return size
+
+
+def hostmem(text: str) -> int:
+    """Bytes as in memory_size(): 0, or a power of two (the region becomes a PCI BAR) from 1 MiB to 256 GiB."""
+    match = re.fullmatch(r"([0-9]{1,12})([KMGT]?)", text)
+    size = int(match[1]) * _BYTES[match[2]] if match else -1
+    if size != 0 and not (MIN_HOSTMEM <= size <= MAX_HOSTMEM and size & (size - 1) == 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor a power of two from 1M to 256G")
     return size
 
 

@@ -24,6 +24,7 @@ from master.arguments import (
     add_spares,
     add_strikes,
     connected_fd,
+    hostmem,
     number,
     rate,
     size,
@@ -36,10 +37,11 @@ from master.commands.kill import KillCommand
 from master.commands.release import ReleaseCommand
 from master.commands.status import StatusCommand
 from master.control.errors import ControlError
-from master.limits import Limits
+from master.limits import MIB, Limits
 from master.listener import ListenError
 from master.logging_setup import printable_line, set_up_logging
-from master.options import DEFAULT_HANG_TIMEOUT_S, DEFAULT_SIZE, ENGINES, ServeOptions
+from master.options import DEFAULT_HANG_TIMEOUT_S, DEFAULT_HOSTMEM, DEFAULT_SIZE, ENGINES, SHARING, ServeOptions
+from master.virtio_gpu import MAX_SCANOUTS
 from master.vtest_command import VtestCommand
 
 COMMANDS_GROUP: Final = "isorend.commands"
@@ -134,6 +136,11 @@ class ServeCommand:
             spares=args.spares,
             hang_timeout_s=args.hang_timeout,
             size=args.size,
+            outputs=args.outputs,
+            display_dmabufs=args.display_dmabufs,
+            hostmem=args.hostmem,
+            sharing=args.sharing,
+            guest_handles=args.guest_handles,
             sandbox=args.sandbox,
             limits=Limits(context_memory=args.max_memory, contexts=args.max_contexts, spawns=args.spawn_rate),
             strikes=args.strikes,
@@ -163,6 +170,26 @@ def _add_vmm_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_SIZE,
         help=f"display size if the VMM has no display ({DEFAULT_SIZE[0]}x{DEFAULT_SIZE[1]})",
     )
+    where.add_argument(
+        "--outputs",
+        metavar="N",
+        type=number(int, 1, MAX_SCANOUTS),
+        default=1,
+        help=f"displays that the guest has, as many as the VMM's max_outputs, up to {MAX_SCANOUTS} (%(default)s)",
+    )
+    where.add_argument(
+        "--display-dmabufs",
+        action="store_true",
+        help="hand the VMM's display dma-bufs, not pixels, where there are some: for displays that draw with GL",
+    )
+    where.add_argument(
+        "--hostmem",
+        metavar="SIZE",
+        type=hostmem,
+        default=DEFAULT_HOSTMEM,
+        help="room in the guest's address space for memory of the host that it maps, a power of two like 1G; 0 for "
+        f"none ({DEFAULT_HOSTMEM // MIB}M)",
+    )
 
 
 def _add_renderer_options(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +199,18 @@ def _add_renderer_options(parser: argparse.ArgumentParser) -> None:
     gpu.add_argument("--engine", choices=ENGINES, default="virgl", help="null: accept everything, draw nothing")
     add_shader_cache(gpu)
     add_spares(gpu, "contexts")
+    gpu.add_argument(
+        "--sharing",
+        choices=SHARING,
+        default="auto",
+        help="how contexts share a resource: auto: one memory for all of them where drivers can, else mirrored: each "
+        "has a copy, brought up to date where it matters (%(default)s)",
+    )
+    gpu.add_argument(
+        "--guest-handles",
+        action="store_true",
+        help="let guests make blobs with CREATE_GUEST_HANDLE, which is not in the virtio standard",
+    )
     gpu.add_argument(
         "--share-worker",
         action="store_true",

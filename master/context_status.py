@@ -3,7 +3,7 @@
 import time
 from typing import Literal
 
-from master.contexts import Context
+from master.context import Context
 from master.status import ContextStatus
 
 

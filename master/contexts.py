@@ -6,23 +6,25 @@ With share_worker they are all one process, the resource model that most rendere
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
-from ipc.messages import AttachResource, CreateContext, DestroyContext, DetachResource, Fault, Message
+from ipc.messages import CreateContext, DestroyContext, DetachResource, Fault, Message
 from master.allowance import Allowance
 from master.blame import NOT_THE_PROGRAMS, Cause, CauseKind
+from master.context import Context
 from master.errors import GuestError
 from master.events import ContextCreated, ContextEnded, EventSource
 from master.incidents import IncidentLog
 from master.lane_worker import LaneWorker
 from master.limits import Limits
 from master.line_limit import LineLimit
+from master.objects import Objects, Obtained
+from master.records import Executed, Records
 from master.strikes import Strikes
 from master.supervisor import Supervisor
+from master.turns import Turns
 from master.virtio_gpu import ResponseType
-from native.dataplane import COMPLETE, CommandLimit, Lane, Plane, Status, TooLarge
-from native.texture import Texture
-from resource_table import Resource, ResourceTable
+from native.dataplane import CommandLimit, Lane, Plane, Status, TooLarge
+from resource_table import Abilities, Policy, Resource, ResourceTable, TableError
 
 log = logging.getLogger(__name__)
 
@@ -31,28 +33,6 @@ _TOO_LARGE = {
     CommandLimit.SUBMIT: ("command size", "a command stream larger than half of the command ring"),
     CommandLimit.TRANSFER: ("staging memory", "a transfer larger than staging memory"),
 }
-
-
-@dataclass(eq=False, slots=True)
-class Context:
-    """A guest context. Once destroyed by the guest it lives on until its worker has ended."""
-
-    ctx_id: int
-    name: str
-    """debug_name, printable."""
-    worker: LaneWorker
-    since: float = field(default_factory=time.monotonic)
-    lost: bool = False
-    destroyed: bool = False
-    resources: dict[int, int] = field(default_factory=dict)
-    """Those attached, with the bytes that they take by their sizes."""
-    resource_bytes: int = 0
-    resources_lost: list[int] = field(default_factory=list)
-    """Those whose contents went with the worker."""
-    limits_told: set[str] = field(default_factory=set)
-
-    def __str__(self) -> str:
-        return f"ctx {self.ctx_id} {self.name}"
 
 
 class Contexts:
@@ -81,8 +61,9 @@ class Contexts:
         self._contexts: dict[int, Context] = {}
         self._served: dict[int, list[Context]] = {}
         """By worker, until it is buried. One that is shared forgets the destroyed ones when the next is made."""
-        self._next_token = 1
-        self._waiting: dict[int, Callable[[Status], None]] = {}
+        self._records = Records(plane)
+        self._objects = Objects(plane, table, self._records, self.get, supervisor.listen)
+        self._turns = Turns(plane, self._records, self.get)
         supervisor.owner = self
 
     def __iter__(self) -> Iterator[Context]:
@@ -126,7 +107,8 @@ class Contexts:
         except OSError as error:
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"no worker: {error}") from error
         self._allowance.context_made()
-        context = Context(ctx_id, name, worker)
+        worker.on_answer = self._objects.answered
+        context = Context(ctx_id, name, worker, capset_id)
         worker.serves = "all contexts" if self._share_worker else str(context)
         self._plane.bind_lane(worker.lane, ctx_id)
         self._contexts[ctx_id] = context
@@ -161,30 +143,60 @@ class Contexts:
         if self._share_worker:
             self._ended(context)
 
-    def attach(self, context: Context, resource: Resource, v1: Texture) -> AttachResource | None:
-        """Notes that the context has the resource. Returns what its worker must be told, or None if it had it
-        already. Raises GuestError (OUT_OF_MEMORY)."""
+    # ---- resources
+
+    @property
+    def abilities(self) -> Abilities:
+        """What workers can do with memory that is shared."""
+        return self._objects.abilities
+
+    @abilities.setter
+    def abilities(self, abilities: Abilities) -> None:
+        self._objects.abilities = abilities
+
+    def attach(self, context: Context, resource: Resource, executed: Executed) -> bool:
+        """Gives the context the resource; executed(status) is called once its worker has it, now or later.
+
+        False if that has to wait for something (see Objects.attach). Raises GuestError (OUT_OF_MEMORY), TableError.
+        """
         if resource.resource_id in context.resources:
-            return None
-        nbytes = v1.nbytes
+            executed(Status.OK)
+            return True
+        self._note(context, resource)
+        try:
+            return self._objects.attach(context, resource, executed)
+        except (OSError, TableError) as error:
+            self._drop(context, resource)
+            raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"{context}: {error}") from error
+
+    def create_blob(self, context: Context, resource: Resource, executed: Executed) -> bool:
+        """Has the context make a blob, which it is given; otherwise as attach(). If it is not executed well there is no
+        such resource."""
+        self._note(context, resource)
+        try:
+            return self._objects.create_blob(context, resource, executed)
+        except OSError as error:
+            self._drop(context, resource)
+            raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, f"{context}: {error}") from error
+
+    def _note(self, context: Context, resource: Resource) -> None:
+        host_blob = resource.blob if resource.policy is not Policy.GUEST_ONLY else None
+        nbytes = host_blob.nbytes if host_blob is not None else resource.texture.nbytes
         self._check_room(context, nbytes)
         resource.attach_to(context.ctx_id)
         context.resources[resource.resource_id] = nbytes
         context.resource_bytes += nbytes
+        if self._objects.tells_workers(resource):
+            context.told.add(resource.resource_id)
         self._plane.attach_resource(resource.resource_id, context.ctx_id)
-        return AttachResource(
-            resource.resource_id,
-            v1.target,
-            v1.format,
-            v1.bind,
-            v1.width,
-            v1.height,
-            v1.depth,
-            v1.array_size,
-            v1.last_level,
-            v1.nr_samples,
-            v1.flags,
-        )
+
+    def obtain_storage(self, resource: Resource, obtained: Obtained) -> None:
+        """See Objects.obtain."""
+        self._objects.obtain(resource, obtained)
+
+    def in_turn(self, resource: Resource, act: Callable[[], None]) -> None:
+        """See Turns.take."""
+        self._turns.take(resource, act)
 
     def _check_room(self, context: Context, nbytes: int) -> None:
         limits = self._allowance.limits
@@ -210,23 +222,33 @@ class Contexts:
         if context is not None:
             self._over(context, *_TOO_LARGE[event.limit])
 
-    def detach(self, context: Context, resource: Resource) -> DetachResource | None:
-        """The opposite of attach(); None if the context never had it."""
+    def detach(self, context: Context, resource: Resource, executed: Executed | None = None) -> bool:
+        """The opposite of attach(). Raises GuestError (INVALID_RESOURCE_ID) if the context never had it."""
         if resource.resource_id not in context.resources:
-            return None
+            raise GuestError(
+                ResponseType.ERR_INVALID_RESOURCE_ID, f"{context} has no resource {resource.resource_id}"
+            )
+        told = resource.resource_id in context.told
         self._drop(context, resource)
-        return DetachResource(resource.resource_id)
+        if told:
+            return self.send(context, DetachResource(resource.resource_id), executed)
+        if executed is not None:
+            executed(Status.OK)
+        return True
 
     def detach_everywhere(self, resource: Resource) -> None:
         """Before a resource goes away."""
         for ctx_id in list(resource.contexts):
-            context = self._contexts[ctx_id]
-            message = self.detach(context, resource)
-            if message is not None and not context.lost:
-                self.send(context, message)
+            self.detach(self._contexts[ctx_id], resource)
+
+    def disown(self, resource: Resource) -> None:
+        """A blob was not made: who attached it never had it, and is told nothing."""
+        for ctx_id in list(resource.contexts):
+            self._drop(self._contexts[ctx_id], resource)
 
     def _drop(self, context: Context, resource: Resource) -> None:
         context.resource_bytes -= context.resources.pop(resource.resource_id, 0)
+        context.told.discard(resource.resource_id)
         resource.detach_from(context.ctx_id)
         self._plane.detach_resource(resource.resource_id, context.ctx_id)
 
@@ -244,36 +266,17 @@ class Contexts:
 
     # ---- messages in the ring
 
-    def send(self, context: Context, message: Message, done: Callable[[Status], None] | None = None) -> bool:
-        """Places a message behind everything of the context; done(status) is called when it has been executed.
-
-        False if the worker is so far behind that the message has to wait for room.
-        """
-        token = 0
-        if done is not None:
-            token, self._next_token = self._next_token, self._next_token + 1
-            self._waiting[token] = done
-        try:
-            flags = COMPLETE if done else 0
-            return self._plane.send(context.worker.lane, context.ctx_id, message.encode(), flags, token)
-        except BrokenPipeError:
-            if done is not None:
-                del self._waiting[token]
-                done(Status.LOST)
-            return True
+    def send(self, context: Context, message: Message, done: Executed | None = None) -> bool:
+        """See Records.send."""
+        return self._records.send(context, message, done)
 
     def work_done(self, token: int, status: Status) -> bool:
-        """A message that send() placed was executed. False if the token is not one of ours."""
-        done = self._waiting.pop(token, None)
-        if done is None:
-            return False
-        done(status)
-        return True
+        """A message was executed. False if the token is not one of ours."""
+        return self._records.work_done(token, status)
 
     def new_token(self) -> int:
         """A number for other work on a lane, different from those of messages."""
-        token, self._next_token = self._next_token, self._next_token + 1
-        return token
+        return self._records.new_token()
 
     def _created(self, context: Context, status: Status) -> None:
         if status not in (Status.OK, Status.LOST):
@@ -291,6 +294,7 @@ class Contexts:
 
     def worker_gone(self, worker: LaneWorker) -> None:
         """Its lane is lost already: fences have retired. Resources that only it held are lost."""
+        self._objects.worker_gone(worker)
         for context in self._served.get(worker.worker_id, ()):
             if not context.destroyed:
                 self._lose(context)
@@ -344,14 +348,17 @@ class Contexts:
             if worker.worker_id == number:
                 worker.kill(Cause(kind=CauseKind.PROTOCOL, text="broke the rules of its ring"))
 
-    def give_up_on_stuck(self, why: str) -> None:
-        """Kills the workers that somebody still waits for."""
+    def give_up_on_stuck(self, why: str) -> bool:
+        """Kills the workers that somebody still waits for, but for those that wait for others themselves. False if
+        there are none."""
+        stuck = False
         for context in self.in_use():
             if context.worker.dead:
                 continue
-            progress = self._plane.progress(context.worker.lane)
-            if progress.waiting or progress.backlog:
+            if self._plane.progress(context.worker.lane).at_work:
                 context.worker.give_up(Cause(kind=CauseKind.HANG, text=why))
+                stuck = True
+        return stuck
 
     def kill(self, ctx_id: int) -> bool:
         """Ends a context's worker at the operator's word. False if it has none that lives."""

@@ -8,72 +8,27 @@ A command that reaches a worker is answered when placed, unless the guest fenced
 it is answered when executed.
 """
 
-import errno
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
 
-from ipc.messages import Message
 from master import wire
-from master.capsets import Capset
-from master.contexts import Context, Contexts
+from master.blob_commands import BlobCommands
+from master.capsets import Capset, for_guest
+from master.context import Context
+from master.contexts import Contexts
 from master.errors import GuestError
+from master.guest import Guest
+from master.host_window import HostWindow
+from master.outcome import OK, Done, Outcome, Pending, of_table, of_worker
+from master.records import Executed
 from master.scanout import Scanouts
 from master.virtio_gpu import CONTEXT_INIT_CAPSET_ID_MASK, CURSOR_QUEUE, CommandType, Feature, ResponseType
 from master.wire import DisplayMode, GuestCommand
 from native.dataplane import Command, Flipped, Plane, Status
-from native.guest_memory import Backing, GuestMemory
 from native.texture import Rect, Texture
-from resource_table import (
-    DuplicateResource,
-    InvalidResource,
-    OutOfMemory,
-    Resource,
-    ResourceTable,
-    TableError,
-    UnknownResource,
-)
+from resource_table import Policy, Resource, ResourceTable, TableError
 
 log = logging.getLogger(__name__)
-
-# What RESOURCE_CREATE_2D means to a context that the resource is attached to (gallium's numbers)
-_TEXTURE_2D = 2
-_BIND_RENDER_TARGET = 1 << 1
-_BIND_SAMPLER_VIEW = 1 << 3
-_Y_0_TOP = 1
-
-_RESPONSES: dict[type[TableError], ResponseType] = {
-    UnknownResource: ResponseType.ERR_INVALID_RESOURCE_ID,
-    DuplicateResource: ResponseType.ERR_INVALID_RESOURCE_ID,
-    InvalidResource: ResponseType.ERR_INVALID_PARAMETER,
-    OutOfMemory: ResponseType.ERR_OUT_OF_MEMORY,
-}
-
-_WORKER_RESPONSES: dict[Status, ResponseType] = {
-    Status.OK: ResponseType.OK_NODATA,
-    Status.INVALID_PARAMETER: ResponseType.ERR_INVALID_PARAMETER,
-    Status.INVALID_RESOURCE: ResponseType.ERR_INVALID_RESOURCE_ID,
-    Status.OUT_OF_MEMORY: ResponseType.ERR_OUT_OF_MEMORY,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The answer: its type and what follows the header."""
-
-    response: ResponseType
-    payload: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """Somebody will complete the request later."""
-
-
-Outcome: TypeAlias = Done | Pending
-OK = Done(ResponseType.OK_NODATA)
-
 
 class Dispatcher:
     """The device's behaviour, on top of the table, the contexts and the scanouts."""
@@ -85,14 +40,20 @@ class Dispatcher:
         contexts: Contexts,
         scanouts: Scanouts,
         capsets: list[Capset],
+        window: HostWindow,
+        guest_handles: bool = False,
     ) -> None:
-        self.memory: GuestMemory | None = None
-        self.features = Feature(0)
+        """guest_handles: see BlobCommands."""
+        self.guest = Guest()
         self._plane = plane
         self._table = table
         self._contexts = contexts
         self._scanouts = scanouts
         self._capsets = capsets
+        self._window = window
+        self._blobs = BlobCommands(
+            self.guest, plane, table, contexts, scanouts, window, self._complete, self._remove, guest_handles
+        )
         self._questions: dict[int, Callable[[], None]] = {}
         self._handlers: dict[type[GuestCommand], Callable[..., Outcome]] = {
             wire.GetDisplayInfo: self._get_display_info,
@@ -108,6 +69,10 @@ class Dispatcher:
             wire.TransferToHost2D: self._transfer_to_host_2d,
             wire.SetScanout: self._set_scanout,
             wire.ResourceFlush: self._flush,
+            wire.ResourceCreateBlob: self._blobs.create,
+            wire.SetScanoutBlob: self._blobs.set_scanout,
+            wire.ResourceMapBlob: self._blobs.map,
+            wire.ResourceUnmapBlob: self._blobs.unmap,
             wire.CtxCreate: self._ctx_create,
             wire.CtxDestroy: self._ctx_destroy,
             wire.CtxAttachResource: self._ctx_attach,
@@ -127,7 +92,7 @@ class Dispatcher:
             outcome = Done(error.response)
         except TableError as error:
             log.debug("%s: %s", self._name_of(command), error)
-            outcome = Done(_RESPONSES[type(error)])
+            outcome = of_table(error)
         if isinstance(outcome, Done):
             self._complete(command.request, outcome)
 
@@ -206,14 +171,20 @@ class Dispatcher:
     def _get_capset_info(self, command: wire.GetCapsetInfo, _request: int) -> Outcome:
         if command.capset_index >= len(self._capsets):
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"capset index {command.capset_index}")
-        capset = self._capsets[command.capset_index]
+        capset = self._capsets[command.capset_index]  # what the guest sees of it is as long
         body = wire.capset_info_body(capset.capset_id, capset.version, len(capset.data))
         return Done(ResponseType.OK_CAPSET_INFO, body)
 
     def _get_capset(self, command: wire.GetCapset, _request: int) -> Outcome:
         for capset in self._capsets:
             if capset.capset_id == command.capset_id and command.capset_version <= capset.version:
-                return Done(ResponseType.OK_CAPSET, capset.data)
+                abilities = self._contexts.abilities
+                seen = for_guest(
+                    capset,
+                    mapped_buffers=abilities.pinned_buffers and self.guest.can_map_blobs,
+                    guest_dmabufs=abilities.import_dmabuf,
+                )
+                return Done(ResponseType.OK_CAPSET, seen.data)
         raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"capset {command.capset_id}.{command.capset_version}")
 
     # ---- resources
@@ -223,7 +194,7 @@ class Dispatcher:
             resource = self._table.create_2d(command.resource_id, command.format, command.width, command.height)
         except OSError as error:
             raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
-        self._plane.set_resource(resource.resource_id, self._texture_of(resource))
+        self._plane.set_resource(resource.resource_id, resource.texture)
         assert resource.shadow is not None  # a guest-only resource has one
         with resource.shadow.view() as pixels:
             self._plane.set_picture(resource.resource_id, command.width, command.height, pixels)
@@ -242,43 +213,32 @@ class Dispatcher:
             command.nr_samples,
             command.flags,
         )
-        self._require(Feature.VIRGL)
-        resource = self._table.create_3d(command.resource_id, v1)
+        self.guest.require(Feature.VIRGL)
+        resource = self._table.create_3d(command.resource_id, v1, self._contexts.abilities)
         self._plane.set_resource(resource.resource_id, v1)
         if resource.image is not None:
             self._plane.set_picture(resource.resource_id, resource.image.width, resource.image.height, None)
         return OK
 
-    @staticmethod
-    def _texture_of(resource: Resource) -> Texture:
-        """What a context makes of the resource."""
-        if resource.v1 is not None:
-            return resource.v1
-        image = resource.image
-        assert image is not None  # a resource has v1 arguments or is a picture
-        bind = _BIND_RENDER_TARGET | _BIND_SAMPLER_VIEW
-        return Texture(_TEXTURE_2D, image.format, bind, image.width, image.height, 1, 1, 0, 0, _Y_0_TOP)
-
     def _unref(self, command: wire.ResourceUnref, _request: int) -> Outcome:
         resource = self._table.get(command.resource_id)
-        self._scanouts.forget(resource)
         self._contexts.detach_everywhere(resource)
+        self._remove(resource)
+        return OK
+
+    def _remove(self, resource: Resource) -> None:
+        """No context has it any more."""
+        self._scanouts.forget(resource)
+        if self._window.is_mapped(resource.resource_id):
+            self._window.unmap(resource.resource_id, lambda _ok: None)
         self._plane.remove_resource(resource.resource_id)
         self._table.remove(resource.resource_id)
-        return OK
 
     def _attach_backing(self, command: wire.ResourceAttachBacking, _request: int) -> Outcome:
         resource = self._table.get(command.resource_id)
         if resource.iov is not None:
             raise GuestError(ResponseType.ERR_UNSPEC, f"resource {resource.resource_id} has a backing")
-        if self.memory is None:
-            raise GuestError(ResponseType.ERR_UNSPEC, "no guest memory")
-        try:
-            backing = Backing(self.memory, command.entries, command.nr_entries)
-        except OSError as error:
-            short = error.errno == errno.ENOMEM
-            response = ResponseType.ERR_OUT_OF_MEMORY if short else ResponseType.ERR_INVALID_PARAMETER
-            raise GuestError(response, str(error)) from error
+        backing = self.guest.backing(command.entries, command.nr_entries)
         self._table.attach_backing(resource, backing)
         self._plane.set_backing(resource.resource_id, backing)
         return OK
@@ -292,22 +252,44 @@ class Dispatcher:
         return OK
 
     def _assign_uuid(self, command: wire.ResourceAssignUuid, _request: int) -> Outcome:
-        self._require(Feature.RESOURCE_UUID)
+        self.guest.require(Feature.RESOURCE_UUID)
         resource = self._table.get(command.resource_id)
         return Done(ResponseType.OK_RESOURCE_UUID, resource.assign_uuid().bytes)
 
-    def _transfer_to_host_2d(self, command: wire.TransferToHost2D, _request: int) -> Outcome:
-        """What the plane left to us: a large one, copied without its lock, or one with something wrong."""
+    def _transfer_to_host_2d(self, command: wire.TransferToHost2D, request: int) -> Outcome:
+        """What the plane left to us: a large one, copied without its lock, one to a picture that contexts are using, or
+        one with something wrong."""
         resource = self._table.get(command.resource_id)
+        if resource.blob is not None and resource.policy is Policy.GUEST_ONLY:
+            return OK  # what is shown of a guest blob are its pages themselves
         if resource.shadow is None or resource.image is None:
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"resource {resource.resource_id} is not 2D")
         if not command.rect.within(resource.image.width, resource.image.height):
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"{command.rect} of resource {resource.resource_id}")
-        if resource.iov is None or self.memory is None:
+        if resource.iov is None or self.guest.memory is None:
             raise GuestError(ResponseType.ERR_UNSPEC, f"resource {resource.resource_id} has no backing")
         rect = Rect(command.rect.x, command.rect.y, command.rect.width, command.rect.height)
-        if not resource.shadow.fill(self.memory, resource.iov, rect, command.offset):
-            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"{rect} at {command.offset} reaches past the backing")
+        if not resource.shadow.mirrored:
+            return self._fill_shadow(resource, rect, command.offset)
+
+        def fill() -> None:
+            self._complete(request, self._fill_shadow(resource, rect, command.offset))
+            self._plane.flush()
+
+        try:
+            self._contexts.in_turn(resource, fill)
+        except OSError as error:
+            raise GuestError(ResponseType.ERR_OUT_OF_MEMORY, str(error)) from error
+        return Pending()
+
+    def _fill_shadow(self, resource: Resource, rect: Rect, offset: int) -> Done:
+        """Not if the guest has taken the resource or its pages away meanwhile."""
+        if resource.shadow is None or resource.iov is None or self.guest.memory is None:
+            return Done(ResponseType.ERR_UNSPEC)
+        if not resource.shadow.fill(self.guest.memory, resource.iov, rect, offset):
+            return Done(ResponseType.ERR_INVALID_PARAMETER)
+        if resource.shadow.mirrored:
+            resource.shadow.raise_version()
         return OK
 
     # ---- scanouts and cursors
@@ -329,33 +311,29 @@ class Dispatcher:
 
     def _flush(self, command: wire.ResourceFlush, _request: int) -> Outcome:
         """What the plane left to us: a picture that is shown and lives in a worker, or one with something wrong."""
-        resource = self._table.get(command.resource_id)
-        image = resource.image
-        if image is None or not command.rect.within(image.width, image.height):
-            raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"{command.rect} of resource {resource.resource_id}")
-        self._scanouts.flush(resource, command.rect)
+        self._scanouts.flush(self._table.get(command.resource_id), command.rect)
         return OK
 
     def _update_cursor(self, command: wire.UpdateCursor, _request: int) -> Outcome:
         self._scanouts.check_id(command.scanout_id)
         if command.resource_id == 0:
-            self._scanouts.hide_cursor(command.scanout_id, command.x, command.y)
+            self._scanouts.cursors.hide(command.scanout_id, command.x, command.y)
         else:
             hot, at = (command.hot_x, command.hot_y), (command.x, command.y)
-            self._scanouts.define_cursor(command.scanout_id, self._table.get(command.resource_id), hot, at)
+            self._scanouts.cursors.define(command.scanout_id, self._table.get(command.resource_id), hot, at)
         return OK
 
     def _move_cursor(self, command: wire.MoveCursor, _request: int) -> Outcome:
         self._scanouts.check_id(command.scanout_id)
-        self._scanouts.move_cursor(command.scanout_id, command.x, command.y)
+        self._scanouts.cursors.move(command.scanout_id, command.x, command.y)
         return OK
 
     # ---- contexts
 
     def _ctx_create(self, command: wire.CtxCreate, request: int) -> Outcome:
-        self._require(Feature.VIRGL)
+        self.guest.require(Feature.VIRGL)
         capset_id = command.context_init & CONTEXT_INIT_CAPSET_ID_MASK
-        if command.context_init and Feature.CONTEXT_INIT not in self.features:
+        if command.context_init and Feature.CONTEXT_INIT not in self.guest.features:
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, "context_init was not negotiated")
         if capset_id and capset_id not in {capset.capset_id for capset in self._capsets}:
             raise GuestError(ResponseType.ERR_INVALID_PARAMETER, f"capset {capset_id}")
@@ -369,37 +347,29 @@ class Dispatcher:
     def _ctx_attach(self, command: wire.CtxAttachResource, request: int) -> Outcome:
         context = self._contexts.alive(command.header.ctx_id)
         resource = self._table.get(command.resource_id)
-        message = self._contexts.attach(context, resource, self._texture_of(resource))
-        return self._tell(context, message, command, request)
+        return self._tell(context, command, request, lambda done: self._contexts.attach(context, resource, done))
 
     def _ctx_detach(self, command: wire.CtxDetachResource, request: int) -> Outcome:
         context = self._contexts.alive(command.header.ctx_id)
         resource = self._table.get(command.resource_id)
-        message = self._contexts.detach(context, resource)
-        if message is None:
-            raise GuestError(ResponseType.ERR_INVALID_RESOURCE_ID, f"{context} has no resource {command.resource_id}")
-        return self._tell(context, message, command, request)
+        return self._tell(context, command, request, lambda done: self._contexts.detach(context, resource, done))
 
-    def _tell(self, context: Context, message: Message | None, command: GuestCommand, request: int) -> Outcome:
-        """Places a message for a context's worker; a fenced command waits for its execution.
+    def _tell(
+        self, context: Context, command: GuestCommand, request: int, place: Callable[[Executed], bool]
+    ) -> Outcome:
+        """Places something for a context's worker; a fenced command waits for its execution.
 
-        So does one that found the worker's ring full: a guest's open requests are what bounds the messages that wait.
+        So does one that has to wait to be placed (place(executed) is False): a guest's open requests are what bounds
+        the messages that wait.
         """
-        if message is None:
-            return OK
         waits = command.header.fenced
 
         def executed(status: Status) -> None:
             if status not in (Status.OK, Status.LOST):
-                log.warning("%s: %s failed: %s", context, type(message).__name__, status.name)
+                log.warning("%s: %s failed: %s", context, type(command).__name__, status.name)
             if waits:
-                response = _WORKER_RESPONSES.get(status, ResponseType.ERR_UNSPEC)
-                self._complete(request, Done(response))
+                self._complete(request, of_worker(status))
 
-        if not self._contexts.send(context, message, executed):
+        if not place(executed):
             waits = True
         return Pending() if waits else OK
-
-    def _require(self, feature: Feature) -> None:
-        if feature not in self.features:
-            raise GuestError(ResponseType.ERR_UNSPEC, f"{feature.name} was not negotiated")

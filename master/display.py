@@ -89,18 +89,18 @@ class Display(Protocol):
 
 
 class Headless:
-    """A display of one scanout that nobody looks at: never ready, so no pixels are fetched for it."""
+    """A display that nobody looks at: never ready, so no pixels are fetched for it."""
 
-    def __init__(self, width: int, height: int) -> None:
-        """The preferred size in pixels."""
-        self._modes = [DisplayMode(Rect(0, 0, width, height), enabled=True)]
+    def __init__(self, width: int, height: int, scanouts: int = 1) -> None:
+        """The preferred size in pixels, of each scanout. They stand side by side."""
+        self._modes = [DisplayMode(Rect(at * width, 0, width, height), enabled=True) for at in range(scanouts)]
         self._edid = make_edid(width, height)
 
     def get_display_info(self, callback: DisplayInfoCallback) -> None:
         callback(self._modes)
 
     def get_edid(self, scanout_id: int, callback: EdidCallback) -> None:
-        callback(self._edid if scanout_id == 0 else None)
+        callback(self._edid if scanout_id < len(self._modes) else None)
 
     def set_scanout(self, scanout_id: int, width: int, height: int) -> None:
         pass

@@ -74,8 +74,8 @@ class Cursor:
 class DmabufScanout:
     """What part of a dma-buf is shown, and what the dma-buf is.
 
-    rect: the part, in pixels; width, height, stride (bytes), fourcc (drm_fourcc.h) and modifier: the whole buffer's.
-    y0_top: the first row is the top one.
+    rect: the part, in pixels; width, height, stride (bytes), fourcc (drm_fourcc.h) and modifier: the whole buffer's,
+    whose first row is the top one.
     """
 
     rect: Rect
@@ -84,7 +84,6 @@ class DmabufScanout:
     stride: int
     fourcc: int
     modifier: int
-    y0_top: bool = True
 
 
 def check_reply(request: int, flags: int, size: int) -> None:
@@ -123,7 +122,7 @@ def encode_cursor_update(scanout_id: int, x: int, y: int, cursor: Cursor) -> byt
 def encode_dmabuf_scanout(scanout_id: int, scanout: DmabufScanout, *, with_modifier: bool) -> bytes:
     """DMABUF_SCANOUT's payload, or DMABUF_SCANOUT2's with the modifier."""
     rect = scanout.rect
-    flags = 1 if scanout.y0_top else 0
+    flags = 0  # VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP is for textures of GL, and turns them upside down
     payload = _DMABUF_SCANOUT.pack(
         scanout_id,
         *(rect.x, rect.y, rect.width, rect.height),

@@ -2,6 +2,7 @@
 
 Progress is the worker's: it took a record from its ring, began another, or finished something that somebody waits for.
 A long draw that is still one record counts as standing still, so the limit has to be longer than any honest draw.
+A context that waits for another one's work is not to blame; the other one is waited for, and looked at for itself.
 
 What such a context holds of the control queue comes back when the limit is over, whatever its process does then: the
 lane is given up with the kill, since a process that is stuck in the kernel ends when it likes.
@@ -11,7 +12,8 @@ import asyncio
 from dataclasses import dataclass
 
 from master.blame import Cause, CauseKind
-from master.contexts import Context, Contexts
+from master.context import Context
+from master.contexts import Contexts
 from master.worker import START_LIMIT
 from native.dataplane import LaneProgress, Plane
 
@@ -62,8 +64,9 @@ class HangWatch:
     def _judge(self, context: Context, last: Sighting | None, now: float) -> None:
         worker = context.worker
         progress = self._plane.progress(worker.lane)
-        idle = not progress.waiting and not progress.backlog and not context.destroyed
-        steps, debt = _steps(progress), (progress.oldest, context.destroyed)
+        ends = context.destroyed and not progress.blocked
+        idle = not progress.at_work and not ends
+        steps, debt = _steps(progress), (progress.oldest, ends)
         sighting = Sighting(steps, now, debt, now)
         if last is not None:
             sighting.reached = tuple(map(max, steps, last.reached))

@@ -11,7 +11,11 @@ _WORDS = {
     WorkKind.TRANSFER_READ: "TRANSFER_FROM_HOST_3D",
     WorkKind.READBACK: "readback for the display",
 }
-_OF_A_RESOURCE = (messages.AttachResource, messages.DetachResource)
+_COPIES = {WorkKind.COPY_OUT: "to", WorkKind.COPY_IN: "from"}
+_OF_A_RESOURCE = (
+    *(messages.AttachResource, messages.DetachResource),
+    *(messages.ResourceToObject, messages.ObjectToResource, messages.CreateBlob),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,10 @@ def describe(placed: Placed) -> str:
             words = f"SUBMIT_3D of {placed.nbytes} bytes" if placed.nbytes else "a fence"
         case WorkKind.CONTROL:
             words = _message(placed)
+        case WorkKind.POINT:
+            words = "a fence for other contexts"
+        case WorkKind.COPY_OUT | WorkKind.COPY_IN:
+            words = f"copy of resource {placed.resource_id} {_COPIES[placed.kind]} its mirror"
         case WorkKind.UNKNOWN:
             return f"record {placed.seq}, sent long before the latest"
         case _:

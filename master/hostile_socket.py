@@ -11,6 +11,8 @@ import socket
 import threading
 from typing import Final
 
+from native.owned_fd import OwnedFd
+
 SO_PASSRIGHTS: Final = 83  # include/uapi/asm-generic/socket.h
 MAX_WAITING: Final = 256
 
@@ -25,6 +27,16 @@ def refuse_descriptors(sock: socket.socket) -> bool:
             raise
         return False
     return True
+
+
+def accept_descriptors(sock: socket.socket) -> None:
+    """Whoever sends descriptors may do so from now on. There is no way back to where none can be under way: what was
+    sent before a refusal is in the socket still. Raises OSError."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 1)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
 
 
 def refuses_descriptors(sock: socket.socket) -> bool:
@@ -44,7 +56,7 @@ class Closer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting = 0
-        self._queue: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[socket.socket | OwnedFd] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     @property
@@ -71,12 +83,20 @@ class Closer:
         except OSError as error:
             if error.errno != errno.ENOTCONN:  # the other end has gone
                 raise
+        self._close_later(socket.socket(fileno=sock.detach()))
+
+    def discard(self, fd: OwnedFd) -> None:
+        """Takes over a descriptor that a peer sent and that is not what it should be."""
+        if not fd.closed:
+            self._close_later(OwnedFd(fd.take()))
+
+    def _close_later(self, file: socket.socket | OwnedFd) -> None:
         with self._lock:
             self._waiting += 1
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="closer", daemon=True)
             self._thread.start()
-        self._queue.put(socket.socket(fileno=sock.detach()))
+        self._queue.put(file)
 
     def _run(self) -> None:
         while True:

@@ -1,15 +1,25 @@
 """Workers of a VM's guest contexts: each has a lane of the data plane."""
 
-from dataclasses import dataclass
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from ipc.channel import Channel
-from ipc.messages import EngineName, SpawnWorker
+from ipc.errors import ProtocolError
+from ipc.messages import FROM_LANE_WORKER, BlobObject, EngineName, Exported, Message, SpawnWorker
 from ipc.ring import STAGING_BYTES, WorkerMemory
-from master.blame import Cause
+from master.blame import Cause, CauseKind
+from master.handle_post import HandlePost
 from master.history import History
+from master.hostile_socket import accept_descriptors, closer
 from master.supervisor import Ask
 from master.worker import Worker
 from native.dataplane import Lane, LaneProgress, Plane
+from native.owned_fd import OwnedFd
+
+Answered: TypeAlias = Callable[["LaneWorker", Message, Sequence[OwnedFd]], None]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -18,6 +28,41 @@ class LaneWorker(Worker):
 
     plane: Plane
     lane: Lane
+    loop: asyncio.AbstractEventLoop
+    on_answer: Answered | None = None
+    """Who hears what it says of objects and takes the descriptors over; it may raise ProtocolError."""
+    expected: Counter[type[Message]] = field(default_factory=Counter)
+    """What it was asked to say of objects."""
+
+    def __post_init__(self) -> None:
+        self.post = HandlePost(self.loop, self.channel, self._unreachable)
+        """Descriptors on their way to it."""
+
+    def _unreachable(self, why: str) -> None:
+        self.kill(Cause(kind=CauseKind.STARTUP, text=f"could not be sent a descriptor: {why}"))
+
+    def hear(self, message: Message, fds: Sequence[OwnedFd] = ()) -> None:
+        if not isinstance(message, Exported | BlobObject):
+            super().hear(message, fds)
+        elif self.on_answer is not None and self.expected[type(message)]:
+            self.on_answer(self, message, fds)
+        else:
+            for fd in fds:
+                closer.discard(fd)
+            raise ProtocolError(f"{type(message).__name__} and nobody asked")
+
+    def expect(self, answer: type[Message]) -> None:
+        """It is being asked for one. While descriptors are expected, they are accepted."""
+        self.expected[answer] += 1
+        if answer.FDS:
+            accept_descriptors(self.channel.sock)
+            self.channel.take_fds(True, closer.discard)
+
+    def expects_no_more(self, answer: type[Message]) -> None:
+        """One that was asked for has come, or will not come."""
+        self.expected[answer] -= 1
+        if answer.FDS and not self.expected[answer]:
+            self.channel.take_fds(False)
 
     def lost(self) -> None:
         """Its fences retire."""
@@ -37,6 +82,7 @@ class LaneWorker(Worker):
             self.plane.lose_lane(self.lane)
 
     def close(self) -> None:
+        self.post.close()
         self.plane.free_lane(self.lane)
         super().close()
 
@@ -44,8 +90,11 @@ class LaneWorker(Worker):
 class LaneWorkers:
     """A WorkerKind (master.supervisor): workers with a command ring, staging memory and doorbells."""
 
-    def __init__(self, plane: Plane, engine: EngineName) -> None:
+    accepts = FROM_LANE_WORKER
+
+    def __init__(self, plane: Plane, engine: EngineName, loop: asyncio.AbstractEventLoop) -> None:
         self._plane = plane
+        self._loop = loop
         self._engine = engine
 
     def order(self, worker_id: int, channel: Channel, ask: Ask) -> LaneWorker:
@@ -67,4 +116,4 @@ class LaneWorkers:
                 raise
         finally:
             memory.close()
-        return LaneWorker(worker_id, channel, plane=self._plane, lane=lane)
+        return LaneWorker(worker_id, channel, plane=self._plane, lane=lane, loop=self._loop)

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Final
 
 from master.launch import LaunchSettings, Sandbox
-from master.limits import Limits, Rate
+from master.limits import MIB, Limits, Rate
 from master.listener import OWNER_ONLY, SocketOwner
 
 ENGINES: Final = ("virgl", "null")
 VTEST_ENGINES: Final = ("virgl",)
+SHARING: Final = ("auto", "mirrored")
+DEFAULT_HOSTMEM: Final = 256 * MIB
 DEFAULT_SIZE: Final = (1280, 800)
 DEFAULT_SPARES: Final = 2
 DEFAULT_HANG_TIMEOUT_S: Final = 10.0
@@ -21,13 +23,17 @@ class ServeOptions:
     """Exactly one of socket_path (to listen on) and fd (a connected Unix stream socket, open) is given.
 
     render_node: the GPU to use, None for the default one. engine: one of ENGINES. spares: workers kept warm.
-    shader_cache: where workers keep compiled shaders for each other, None for nowhere. share_worker: one worker for all
-    contexts, which isolates nothing from each other.
-    hang_timeout_s: seconds without progress after which a context is given up. size: width and height in pixels of the
-    display if the front end has none. sandbox: how workers are locked in. limits: what the guest may use.
-    strikes: after how many incidents no program of that name gets a context any more, None for never; guest_strikes:
-    after how many the whole guest gets none. name: what `isorend status` and others call this service, None for a name
-    of its own. control: whether it listens to them. log_level: a level name of the logging module.
+    shader_cache: where workers keep compiled shaders for each other, None for nowhere. share_worker: one worker for
+    all contexts, which isolates nothing from each other. hang_timeout_s: seconds without progress after which a
+    context is given up. size: width and height in pixels of the display if the front end has none. outputs:
+    scanouts that the guest may use. display_dmabufs: whether the front end's display is given dma-bufs if it says
+    that it takes them. hostmem: bytes of the host-visible memory region, 0 for none. sharing: one of SHARING, how
+    contents get from one worker to another. guest_handles: whether guests may ask for blobs with
+    CREATE_GUEST_HANDLE, which is not in the standard. sandbox: how workers are locked in. limits: what the guest
+    may use. strikes: after how many incidents no program of that name gets a context any more, None for never;
+    guest_strikes: after how many the whole guest gets none. name: what `isorend status` and others call this
+    service, None for a name of its own. control: whether it listens to them. log_level: a level name of the logging
+    module.
     """
 
     socket_path: Path | None = None
@@ -40,6 +46,11 @@ class ServeOptions:
     spares: int = DEFAULT_SPARES
     hang_timeout_s: float = DEFAULT_HANG_TIMEOUT_S
     size: tuple[int, int] = DEFAULT_SIZE
+    outputs: int = 1
+    display_dmabufs: bool = False
+    hostmem: int = DEFAULT_HOSTMEM
+    sharing: str = "auto"
+    guest_handles: bool = False
     sandbox: Sandbox = Sandbox.ENFORCE
     limits: Limits = field(default_factory=Limits)
     strikes: Rate | None = None
@@ -51,6 +62,8 @@ class ServeOptions:
     def __post_init__(self) -> None:
         _check_source(self.socket_path, self.fd)
         _check_engine(self.engine, ENGINES)
+        if self.sharing not in SHARING:
+            raise ValueError(f"sharing {self.sharing!r} is none of {', '.join(SHARING)}")
 
     def launch_settings(self) -> LaunchSettings:
         """What its workers have in common."""

@@ -9,10 +9,10 @@ import logging
 import os
 import socket
 
-from ipc.messages import EngineName
+from ipc.messages import Capability, EngineName
 from master import hardening
 from master.blame import Incident
-from master.capsets import Capset, for_guest
+from master.capsets import Capset
 from master.context_status import context_status
 from master.contexts import Contexts
 from master.control.plane import ControlPlane
@@ -20,7 +20,7 @@ from master.device import GpuDevice
 from master.events import EventSource, FrontEndChanged
 from master.hang_watch import HangWatch
 from master.incidents import IncidentLog
-from master.lane_worker import LaneWorkers
+from master.lane_worker import LaneWorker, LaneWorkers
 from master.lifetime import Lifetime, run_service
 from master.listener import Listener, connection_from_fd
 from master.logging_setup import printable_line
@@ -32,7 +32,7 @@ from master.supervisor import Supervisor
 from master.version import service_version
 from master.vhost_user import VhostUserBackend
 from native.dataplane import LaneBroken, Plane
-from resource_table import ResourceTable
+from resource_table import Abilities, ResourceTable
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Service:
         self._table = ResourceTable()
         self._supervisor = Supervisor(
             loop,
-            LaneWorkers(self._plane, EngineName(options.engine)),
+            LaneWorkers(self._plane, EngineName(options.engine), loop),
             options.spares,
             options.launch_settings(),
             self._lifetime.fatal,
@@ -104,7 +104,9 @@ class Service:
 
     async def _start_workers(self) -> None:
         first = await self._supervisor.start()
-        self._capsets = [for_guest(capset) for capset in first.capsets]
+        self._capsets = first.capsets
+        if self._options.sharing == "auto":
+            self._contexts.abilities = abilities_of(first)
         self._renderer = first.renderer()
         log.info("rendering by %s", self._renderer)
         names = ", ".join(f"{capset.capset_id}.{capset.version}" for capset in self._capsets)
@@ -137,7 +139,7 @@ class Service:
         self._serve(connection)
 
     def _serve(self, connection: socket.socket) -> None:
-        device = GpuDevice(self._loop, self._plane, self._table, self._contexts, self._capsets, self._options.size)
+        device = GpuDevice(self._loop, self._plane, self._table, self._contexts, self._capsets, self._options)
         self._device = device
         self._front_end = VhostUserBackend(self._loop, connection, device, self._front_end_closed)
         device.reply_vring_base = self._front_end.reply_vring_base
@@ -215,6 +217,18 @@ class Service:
         self._supervisor.close()
         self._loop.remove_reader(self._plane)
         self._plane.close()
+
+
+def abilities_of(worker: LaneWorker) -> Abilities:
+    """What it was probed to do, and so all others of its kind. It serves."""
+    assert worker.ready is not None
+    found = worker.ready.capabilities
+    return Abilities(
+        export=Capability.OBJECT_EXPORT in found,
+        import_dmabuf=Capability.DMABUF_IMPORT in found,
+        memfd_images=Capability.MEMFD_IMPORT in found,
+        pinned_buffers=Capability.PINNED_BUFFERS in found,
+    )
 
 
 def serve(options: ServeOptions) -> int:

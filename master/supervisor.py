@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 CHANNEL_GRACE = 5.0  # seconds that a worker may live on after it has closed its channel
 MESSAGES_AT_ONCE = 16
+MESSAGES_PENDING = 1 << 16  # more than a socket holds
 LAUNCHER_GRACE = 5.0  # seconds that a new launcher has to live before its end is no reason to give up
 MAX_ERRNO = 4096  # as the kernel has it
 REFILL_DELAY = 0.5  # seconds that spares wait to be started; see Supervisor._refill_soon
@@ -50,7 +51,13 @@ class NoWorkers(Exception):
 
 
 class WorkerKind(Protocol[W_co]):
-    """What a service's workers are for: how one is asked for, and what it is given besides its channel."""
+    """What a service's workers are for: how one is asked for, and what it is given besides its channel.
+
+    accepts: what they may say.
+    """
+
+    @property
+    def accepts(self) -> tuple[type[Message], ...]: ...
 
     def order(self, worker_id: int, channel: Channel, ask: Ask) -> W_co:
         """Makes a worker with our end of its channel, and asks the launcher for its process by ask(message, fds).
@@ -197,7 +204,8 @@ class Supervisor(Generic[W]):
             undo.callback(output.close)
             ours, theirs = channel_pair()
             refuse_descriptors(ours)
-            channel = undo.enter_context(Channel(ours, messages.FROM_WORKER))
+            channel = undo.enter_context(Channel(ours, self._kind.accepts))
+            channel.take_fds(False)
             with theirs, output.worker_end:
                 lent: list[OwnedFd | int] = [theirs.fileno(), output.worker_end]
                 worker = self._kind.order(
@@ -314,15 +322,21 @@ class Supervisor(Generic[W]):
         else:
             worker.denied = worker.denied or name
 
-    def _hear_worker(self, worker: W) -> None:
+    def listen(self, worker: W) -> None:
+        """Takes in all that a worker has said so far: what it says of a record, it says before the record is done."""
+        if not worker.dead:
+            self._hear_worker(worker, MESSAGES_PENDING)
+
+    def _hear_worker(self, worker: W, at_once: int = MESSAGES_AT_ONCE) -> None:
         try:
-            for _ in range(MESSAGES_AT_ONCE):  # a worker that never stops talking must not keep us from the others
+            for _ in range(at_once):  # a worker that never stops talking must not keep us from the others
                 received = worker.channel.recv_nowait()
                 if received is None:
                     break
-                worker.hear(received[0])
-                if isinstance(received[0], Fault) and self.owner is not None:
-                    self.owner.worker_faulted(worker, received[0])
+                message, fds = received
+                worker.hear(message, fds)
+                if isinstance(message, Fault) and self.owner is not None:
+                    self.owner.worker_faulted(worker, message)
         except ChannelClosed:
             # It is ending: a process closes its files before anybody can see that it is over.
             self._loop.remove_reader(worker.channel)
@@ -340,7 +354,7 @@ class Supervisor(Generic[W]):
             return
         worker.dead = True
         worker.lost()
-        self._hear_worker(worker)  # its last words may have come together with its end
+        self._hear_worker(worker, MESSAGES_PENDING)  # its last words may have come together with its end
         if worker.pidfd is not None:
             self._loop.remove_reader(worker.pidfd)
         if worker in self._spares:

@@ -125,3 +125,32 @@ class Event(IntFlag):
     """events_read and events_clear of the configuration space."""
 
     DISPLAY = 1 << 0
+
+
+class BlobMem(IntEnum):
+    """blob_mem of RESOURCE_CREATE_BLOB."""
+
+    GUEST = 1
+    HOST3D = 2
+    HOST3D_GUEST = 3
+
+
+class BlobFlag(IntFlag):
+    """blob_flags of RESOURCE_CREATE_BLOB. CREATE_GUEST_HANDLE is not in the spec: crosvm's, behind a switch here."""
+
+    USE_MAPPABLE = 1 << 0
+    USE_SHAREABLE = 1 << 1
+    USE_CROSS_DEVICE = 1 << 2
+    CREATE_GUEST_HANDLE = 1 << 3
+
+
+class MapInfo(IntEnum):
+    """map_info of OK_MAP_INFO: how a guest may cache the memory (VIRTIO_GPU_MAP_CACHE_*)."""
+
+    NONE = 0
+    CACHED = 1
+    UNCACHED = 2
+    WC = 3
+
+
+SHM_ID_HOST_VISIBLE: Final = 1

@@ -20,7 +20,7 @@ from typing import Final
 from context_worker.exit_code import ExitCode
 from ipc.channel import Channel
 from ipc.errors import ChannelError
-from ipc.messages import EngineName, Fault, ServeVtest, SpawnVtestWorker
+from ipc.messages import FROM_WORKER, EngineName, Fault, ServeVtest, SpawnVtestWorker
 from master.blame import NOT_THE_PROGRAMS, Cause, CauseKind
 from master.events import ContextCreated, ContextEnded, EventSource
 from master.hangup_watch import HangupWatch
@@ -44,6 +44,8 @@ class Refused(Exception):
 
 class VtestWorkers:
     """A WorkerKind (master.supervisor): workers with a channel and nothing else until their client comes."""
+
+    accepts = FROM_WORKER
 
     def __init__(self, engine: EngineName) -> None:
         self._engine = engine

@@ -214,6 +214,46 @@ class ResourceCreate3D(GuestCommand):
 
 
 @dataclass(frozen=True, slots=True)
+class ResourceCreateBlob(GuestCommand):
+    """entries: as in ResourceAttachBacking, nr_entries of them. size in bytes; blob_id: the context's object."""
+
+    resource_id: int
+    blob_mem: int
+    blob_flags: int
+    nr_entries: int
+    blob_id: int
+    size: int
+    entries: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class SetScanoutBlob(GuestCommand):
+    """resource_id 0 disables the scanout. strides and offsets: bytes, of four planes."""
+
+    rect: Rect
+    scanout_id: int
+    resource_id: int
+    width: int
+    height: int
+    format: int
+    strides: tuple[int, int, int, int]
+    offsets: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceMapBlob(GuestCommand):
+    """offset: bytes into the host-visible memory region."""
+
+    resource_id: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceUnmapBlob(GuestCommand):
+    resource_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateCursor(GuestCommand):
     """resource_id 0 hides the cursor."""
 
@@ -256,6 +296,19 @@ def _attach_backing(header: Header, fields: _Fields, rest: memoryview) -> Resour
     return ResourceAttachBacking(header, resource_id, nr_entries, rest[:wanted])
 
 
+def _create_blob(header: Header, fields: _Fields, rest: memoryview) -> ResourceCreateBlob:
+    resource_id, blob_mem, blob_flags, nr_entries, blob_id, size = fields
+    wanted = nr_entries * MEM_ENTRY_BYTES
+    if len(rest) < wanted:
+        raise GuestError(ResponseType.ERR_UNSPEC, f"{nr_entries} blob entries counted in {len(rest)} bytes")
+    return ResourceCreateBlob(header, resource_id, blob_mem, blob_flags, nr_entries, blob_id, size, rest[:wanted])
+
+
+def _set_scanout_blob(header: Header, fields: _Fields, _rest: memoryview) -> SetScanoutBlob:
+    rect, (scanout_id, resource_id, width, height, format) = Rect(*fields[:4]), fields[4:9]
+    return SetScanoutBlob(header, rect, scanout_id, resource_id, width, height, format, fields[9:13], fields[13:17])
+
+
 def _with_rect(build: Callable[..., GuestCommand]) -> _Build:
     return lambda header, fields, _rest: build(header, Rect(*fields[:4]), *fields[4:])
 
@@ -291,6 +344,10 @@ _CODECS: Final[dict[int, _Codec]] = {
     CommandType.GET_CAPSET: _codec("2I", _plain(GetCapset)),
     CommandType.GET_EDID: _codec("I4x", _plain(GetEdid)),
     CommandType.RESOURCE_ASSIGN_UUID: _codec("I4x", _plain(ResourceAssignUuid)),
+    CommandType.RESOURCE_CREATE_BLOB: _codec("4I2Q", _create_blob),
+    CommandType.SET_SCANOUT_BLOB: _codec("9I4x4I4I", _set_scanout_blob),
+    CommandType.RESOURCE_MAP_BLOB: _codec("I4xQ", _plain(ResourceMapBlob)),
+    CommandType.RESOURCE_UNMAP_BLOB: _codec("I4x", _plain(ResourceUnmapBlob)),
     CommandType.CTX_CREATE: _codec(f"2I{DEBUG_NAME_BYTES}s", _ctx_create),
     CommandType.CTX_DESTROY: _codec("", _plain(CtxDestroy)),
     CommandType.CTX_ATTACH_RESOURCE: _codec("I4x", _plain(CtxAttachResource)),
@@ -349,6 +406,11 @@ def edid_body(edid: bytes) -> bytes:
 def capset_info_body(capset_id: int, max_version: int, max_size: int) -> bytes:
     """16 bytes. max_size: of the capability set, in bytes."""
     return struct.pack("<3I4x", capset_id, max_version, max_size)
+
+
+def map_info_body(map_info: int) -> bytes:
+    """8 bytes."""
+    return struct.pack("<I4x", map_info)
 
 
 def decode_display_info(response: Buffer) -> list[DisplayMode]:

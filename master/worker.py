@@ -3,7 +3,7 @@
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -89,11 +89,13 @@ class Worker:
         """What begins the lines of its own log in ours, and no line of our own."""
         return f"worker {self.pid} ({self.serves or 'spare'})"
 
-    def hear(self, message: Message) -> None:
-        """Takes in one message of the worker's. It may lie; all it can do is to describe itself.
+    def hear(self, message: Message, fds: Sequence[OwnedFd] = ()) -> None:
+        """Takes in one message of the worker's, and its descriptors over. It may lie; all it can do is to describe
+        itself.
 
         Raises ProtocolError for a description that comes at the wrong time or does not end.
         """
+        assert not fds  # none of these has one
         if isinstance(message, Fault):
             now = time.monotonic()
             if self.heard.full(now):  # each costs us time that others want

@@ -28,6 +28,7 @@ from tests.ring_producer import CMD_HEAD, CMD_TAIL, CPL_HEAD, MASTER_SLEEPING, W
 _RECORD = struct.Struct("<IIQIIII")
 _COMPLETION = struct.Struct("<QII")
 _TRANSFER = struct.Struct("<10I2Q")
+_COPY = struct.Struct("<II")
 MEBIBYTE = 1 << 20
 OK_NODATA = 0x1100
 LIMIT = 20.0
@@ -122,6 +123,13 @@ class PlayedWorker:
     def transfer(record: Record) -> Transfer:
         """A transfer's arguments."""
         return Transfer(*_TRANSFER.unpack(record.payload))
+
+    @staticmethod
+    def copied(record: Record) -> int:
+        """The resource of a COPY_OUT or COPY_IN."""
+        resource_id, padding = _COPY.unpack(record.payload)
+        assert padding == 0
+        return int(resource_id)
 
     def close(self) -> None:
         """The lane must have been freed."""

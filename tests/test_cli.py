@@ -86,6 +86,11 @@ def test_the_defaults(served: list[ServeOptions]) -> None:
         spares=2,
         hang_timeout_s=10.0,
         size=(1280, 800),
+        outputs=1,
+        display_dmabufs=False,
+        hostmem=256 << 20,
+        sharing="auto",
+        guest_handles=False,
         log_level="INFO",
     )
 
@@ -104,6 +109,11 @@ def test_every_option_by_either_program(served: list[ServeOptions], program: obj
         "--spares=0",
         "--hang-timeout=2.5",
         "--size=1920x1080",
+        "--outputs=3",
+        "--display-dmabufs",
+        "--hostmem=8G",
+        "--sharing=mirrored",
+        "--guest-handles",
         "--log-level=debug",
     ]
     assert program(arguments) == 7
@@ -118,8 +128,19 @@ def test_every_option_by_either_program(served: list[ServeOptions], program: obj
         spares=0,
         hang_timeout_s=2.5,
         size=(1920, 1080),
+        outputs=3,
+        display_dmabufs=True,
+        hostmem=8 << 30,
+        sharing="mirrored",
+        guest_handles=True,
         log_level="DEBUG",
     )
+
+
+@pytest.mark.parametrize(("text", "nbytes"), [("0", 0), ("1M", 1 << 20), ("1073741824", 1 << 30), ("256G", 256 << 30)])
+def test_host_visible_memory(served: list[ServeOptions], text: str, nbytes: int) -> None:
+    cli.main(["serve", SOCKET, f"--hostmem={text}"])
+    assert served[0].hostmem == nbytes
 
 
 def test_an_inherited_socket(served: list[ServeOptions]) -> None:
@@ -225,6 +246,15 @@ def test_an_inherited_listening_socket(served_by_vtest: list[VtestOptions], list
         (["serve", SOCKET, "--size=1280"], "is not WxH"),
         (["serve", SOCKET, "--size=1280x800x3"], "is not WxH"),
         (["serve", SOCKET, "--size=15x800"], "sides of 16 to 16384"),
+        (["serve", SOCKET, "--outputs=0"], "0"),
+        (["serve", SOCKET, "--outputs=17"], "17"),
+        (["serve", SOCKET, "--hostmem=300M"], "'300M' is neither 0 nor a power of two from 1M to 256G"),
+        (["serve", SOCKET, "--hostmem=512K"], "'512K' is neither 0 nor a power of two"),
+        (["serve", SOCKET, "--hostmem=512G"], "'512G' is neither 0 nor a power of two"),
+        (["serve", SOCKET, "--hostmem=-1"], "'-1' is neither 0 nor a power of two"),
+        (["serve", SOCKET, "--hostmem=1e9"], "'1e9' is neither 0 nor a power of two"),
+        (["serve", SOCKET, "--sharing=copied"], "invalid choice: 'copied'"),
+        (["serve", SOCKET, "--guest-handles=yes"], "--guest-handles"),
         (["serve", SOCKET, "--log-level=loud"], "invalid choice: 'loud'"),
         (["serve", SOCKET, "--keep"], "unrecognized arguments: --keep"),
         (["serve", SOCKET, "--two\nlines"], "unrecognized arguments: --two lines"),

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from ipc.messages import AttachResource, CreateContext, DetachResource, EngineName, Fault, Message
+from ipc.messages import CreateContext, DetachResource, EngineName, Fault, Message
 from master.blame import Cause, CauseKind, Incident
+from master.context import Context
 from master.context_status import context_status
-from master.contexts import Context, Contexts
+from master.contexts import Contexts
 from master.errors import GuestError
 from master.events import Event, EventSource, LimitReached
 from master.incidents import IncidentLog
@@ -58,10 +59,10 @@ class Scene:
         if not self.contexts.work_done(done.token, done.status):
             self.foreign.append(done)
 
-    def resource(self, resource_id: int) -> Resource:
+    def resource(self, resource_id: int, texture: Texture = TEXTURE) -> Resource:
         """A v1 resource, known to the plane as a guest's would be."""
-        resource = self.table.create_3d(resource_id, TEXTURE)
-        self.plane.set_resource(resource_id, TEXTURE)
+        resource = self.table.create_3d(resource_id, texture)
+        self.plane.set_resource(resource_id, texture)
         return resource
 
     def served(self, ctx_id: int, name: str = "program") -> Context:
@@ -80,9 +81,11 @@ class Scene:
 
     def give(self, context: Context, resource: Resource) -> Status:
         """Attaches, and tells the worker."""
-        message = self.contexts.attach(context, resource, TEXTURE)
-        assert message is not None
-        return self.ask(context, message)
+        answers: list[Status] = []
+        self.contexts.attach(context, resource, answers.append)
+        self.nursery.until(lambda: answers, f"resource {resource.resource_id} at {context}")
+        assert len(answers) == 1
+        return answers[0]
 
     def buried(self, context: Context) -> None:
         """Waits until its worker is forgotten."""
@@ -126,6 +129,10 @@ def scene(nursery: WorkerNursery, limits: Limits) -> Iterator[Scene]:
 
 def hang(text: str) -> Cause:
     return Cause(kind=CauseKind.HANG, text=text)
+
+
+def ignore(_status: Status) -> None:
+    """Nobody wants to know."""
 
 
 def refusal(error: pytest.ExceptionInfo[GuestError]) -> ResponseType:
@@ -202,7 +209,7 @@ def test_lost_contexts_count_until_they_are_destroyed(scene: Scene) -> None:
 
 
 def test_without_workers_there_is_no_context(nursery: WorkerNursery) -> None:
-    kind = LaneWorkers(nursery.plane, EngineName.NULL)
+    kind = LaneWorkers(nursery.plane, EngineName.NULL, nursery.driver.loop)
     idle = Supervisor(nursery.driver.loop, kind, 0, LaunchSettings(), nursery.fatal.append)
     source = EventSource("test")
     contexts = Contexts(nursery.plane, idle, ResourceTable(), source, IncidentLog(source), Strikes(source, None))
@@ -217,14 +224,15 @@ def test_without_workers_there_is_no_context(nursery: WorkerNursery) -> None:
 
 def test_attach_and_detach(scene: Scene) -> None:
     context, resource = scene.served(ONE), scene.resource(7)
-    message = scene.contexts.attach(context, resource, TEXTURE)
-    assert message == AttachResource(7, 2, 1, 2, 64, 32, 1, 1, 0, 0, 1)
+    assert scene.give(context, resource) is Status.OK
     assert (set(context.resources), resource.contexts, resource.home) == ({7}, [ONE], ONE)
-    assert scene.contexts.attach(context, resource, TEXTURE) is None  # it has it: nothing to tell
-    assert scene.contexts.detach(context, resource) == DetachResource(7)
+    answers: list[Status] = []
+    assert scene.contexts.attach(context, resource, answers.append) and answers == [Status.OK]  # it has it already
+    scene.contexts.detach(context, resource)
     assert (set(context.resources), resource.contexts, resource.home) == (set(), [], None)
-    assert scene.contexts.detach(context, resource) is None
-    assert not resource.lost
+    with pytest.raises(GuestError) as error:
+        scene.contexts.detach(context, resource)
+    assert refusal(error) is ResponseType.ERR_INVALID_RESOURCE_ID and not resource.lost
 
 
 def test_home_moves_on_when_the_guest_destroys_it(scene: Scene) -> None:
@@ -429,15 +437,15 @@ def test_too_many_resources_are_one_contexts_trouble(scene: Scene, caplog: pytes
     one, other = scene.served(ONE, "hoarder"), scene.served(OTHER)
     resources = [scene.resource(number) for number in range(1, 7)]
     for resource in resources[:4]:
-        assert scene.contexts.attach(one, resource, TEXTURE) is not None
+        assert scene.contexts.attach(one, resource, ignore)
     for resource in resources[4:]:
         with pytest.raises(GuestError) as error:
-            scene.contexts.attach(one, resource, TEXTURE)
+            scene.contexts.attach(one, resource, ignore)
         assert refusal(error) is ResponseType.ERR_OUT_OF_MEMORY
-    assert scene.contexts.attach(one, resources[0], TEXTURE) is None  # it has it
-    assert scene.contexts.attach(other, resources[4], TEXTURE) is not None
+    assert scene.contexts.attach(one, resources[0], ignore)  # it has it
+    assert scene.contexts.attach(other, resources[4], ignore)
     scene.contexts.detach(one, resources[0])
-    assert scene.contexts.attach(one, resources[5], TEXTURE) is not None
+    assert scene.contexts.attach(one, resources[5], ignore)
     assert caplog.messages == ["over the limit: ctx 1 hoarder: 4 resources"]
     assert [e.limit for e in scene.events if isinstance(e, LimitReached)] == ["resources"]
 
@@ -445,17 +453,17 @@ def test_too_many_resources_are_one_contexts_trouble(scene: Scene, caplog: pytes
 def test_memory_is_counted_by_what_is_attached(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     context = scene.served(ONE, "hoarder")
     half = Texture(2, 1, 2, 512, 256, 1, 1, 0, 0, 1)
-    resources = [scene.resource(number) for number in range(1, 4)]
+    resources = [scene.resource(1, half), scene.resource(2, half), scene.resource(3)]
     for resource in resources[:2]:
-        assert scene.contexts.attach(context, resource, half) is not None
+        assert scene.contexts.attach(context, resource, ignore)
     assert context.resource_bytes == 1 << 20
     for _ in range(3):
         with pytest.raises(GuestError) as error:
-            scene.contexts.attach(context, resources[2], TEXTURE)
+            scene.contexts.attach(context, resources[2], ignore)
         assert refusal(error) is ResponseType.ERR_OUT_OF_MEMORY
     assert resources[2].contexts == [] and len(caplog.messages) == 1 and "ctx 1 hoarder" in caplog.messages[0]
     scene.contexts.detach(context, resources[0])
-    assert scene.contexts.attach(context, resources[2], TEXTURE) is not None
+    assert scene.contexts.attach(context, resources[2], ignore)
     assert context.resource_bytes == (1 << 19) + TEXTURE.nbytes
     scene.contexts.detach_everywhere(resources[1])
     scene.contexts.detach_everywhere(resources[2])

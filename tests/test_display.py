@@ -326,7 +326,7 @@ def test_a_dmabuf_scanout_with_modifier(peer: Peer) -> None:
     assert peer.link.can_scan_out_dmabuf(TILED)
     fd = memfd()
     peer.link.set_dmabuf_scanout(0, dmabuf(), fd)
-    fields = u32(0, 1, 2, 60, 28, 64, 32, 256, 1, 0x34325258)
+    fields = u32(0, 1, 2, 60, 28, 64, 32, 256, 0, 0x34325258)
     assert peer.messages() == [(Req.DMABUF_SCANOUT2, fields + struct.pack("=Q", TILED))]
     assert len(peer.fds) == 1
     assert fd.closed
@@ -338,7 +338,7 @@ def test_a_dmabuf_scanout_without_modifier(peer: Peer, features: int, modifier: 
     assert peer.link.can_scan_out_dmabuf(modifier)
     assert peer.link.can_scan_out_dmabuf(TILED) == bool(features & DMABUF2)
     peer.link.set_dmabuf_scanout(0, dmabuf(modifier=modifier), memfd())
-    assert peer.messages() == [(Req.DMABUF_SCANOUT, u32(0, 1, 2, 60, 28, 64, 32, 256, 1, 0x34325258))]
+    assert peer.messages() == [(Req.DMABUF_SCANOUT, u32(0, 1, 2, 60, 28, 64, 32, 256, 0, 0x34325258))]
 
 
 def test_a_dmabuf_update_waits_until_it_is_shown(peer: Peer) -> None:
@@ -510,6 +510,11 @@ def test_headless() -> None:
     headless.get_edid(0, answers.append)
     headless.get_edid(1, answers.append)
     assert answers == [[DisplayMode(Rect(0, 0, 1600, 900), True)], make_edid(1600, 900), None]
+    second: list[object] = []
+    two = Headless(640, 480, 2)
+    two.get_display_info(lambda modes: second.append(modes[1].rect))
+    two.get_edid(1, second.append)
+    assert second == [Rect(640, 0, 640, 480), make_edid(640, 480)]
     assert not headless.ready_for_update(0)
     fd = memfd()
     headless.set_dmabuf_scanout(0, dmabuf(), fd)

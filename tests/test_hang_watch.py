@@ -53,7 +53,8 @@ class Scene:
         return [self.context]
 
     def progress(self, _lane: object) -> LaneProgress:
-        return LaneProgress(**self.state)
+        state: dict[str, Any] = dict(self.state)
+        return LaneProgress(**state)
 
     def lives(self, seconds: float, **step: int) -> bool:
         """Whether the worker is alive after so long, its progress growing by `step` each second."""
@@ -80,6 +81,23 @@ def test_one_that_stands_still_while_others_wait_is_killed(scene: Scene, awaited
     assert scene.lives(TIMEOUT - 1)
     assert not scene.lives(3)
     assert "no progress" in scene.context.worker.killed
+
+
+@pytest.mark.parametrize("destroyed", [False, True])
+def test_one_that_waits_for_others_may_wait(scene: Scene, destroyed: bool) -> None:
+    scene.state.update(backlog=3, blocked=1)
+    scene.context.destroyed = destroyed
+    assert scene.lives(2 * DEBT_LIMIT * TIMEOUT)
+    scene.state["waiting"] = 1  # and owes something itself
+    assert not scene.lives(TIMEOUT + 3)
+
+
+def test_one_that_stood_behind_others_has_its_own_time(scene: Scene) -> None:
+    scene.state.update(backlog=3, blocked=1)
+    assert scene.lives(10 * TIMEOUT)
+    scene.state["blocked"] = 0
+    assert scene.lives(TIMEOUT - 1)
+    assert not scene.lives(3)
 
 
 def test_one_that_moves_is_left_alone(scene: Scene) -> None:

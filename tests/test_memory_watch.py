@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -32,7 +33,8 @@ def rig() -> Iterator[PlaneRig]:
 def lane_worker(rig: PlaneRig, played: PlayedWorker) -> LaneWorker:
     ours, theirs = channel_pair()
     theirs.close()
-    return LaneWorker(1, Channel(ours, messages.FROM_WORKER), plane=rig.plane, lane=played.lane)
+    loop = asyncio.new_event_loop()
+    return LaneWorker(1, Channel(ours, messages.FROM_WORKER), plane=rig.plane, lane=played.lane, loop=loop)
 
 
 def transfer(rig: PlaneRig, played: PlayedWorker) -> None:

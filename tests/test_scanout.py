@@ -1,123 +1,36 @@
-"""Scanouts: damage gathers while the display is busy, readbacks come when they come, and the last picture is right."""
+"""Scanouts: damage gathers while the display is busy, pixels come when they come, and the last picture is right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from master.display import Headless
-from master.display_messages import Cursor
 from master.errors import GuestError
-from master.scanout import Scanouts, intersection, union
-from master.virtio_gpu import ResponseType
+from master.scanout import intersection, union
+from master.virtio_gpu import Format, ResponseType
 from master.wire import Rect
 from native.texture import Rect as NativeRect
-from native.texture import Texture
-from resource_table import Resource, ResourceTable
+from tests.scanout_lab import WHOLE, RecordingDisplay, ScanoutLab, blob, picture, rendered
 
-Deliver = Callable[[bytearray | None], None]
 RECTS = st.builds(Rect, st.integers(0, 20), st.integers(0, 20), st.integers(1, 20), st.integers(1, 20))
 
 
-class RecordingDisplay(Headless):
-    """Takes updates while `room` lasts, and notes what it was told."""
-
-    def __init__(self) -> None:
-        super().__init__(64, 64)
-        self.room = 100
-        self.sizes: list[tuple[int, int]] = []
-        self.updates: list[Rect] = []
-        self.cursors: list[tuple[int, int, Cursor]] = []
-
-    def set_scanout(self, scanout_id: int, width: int, height: int) -> None:
-        self.sizes.append((width, height))
-
-    def disable_scanout(self, scanout_id: int) -> None:
-        self.sizes.append((0, 0))
-
-    def ready_for_update(self, scanout_id: int) -> bool:
-        return self.room > 0
-
-    def update(self, scanout_id: int, rect: Rect, pixels: memoryview) -> None:
-        assert self.room > 0
-        assert len(pixels) == 4 * rect.width * rect.height
-        self.room -= 1
-        self.updates.append(rect)
-
-    def define_cursor(self, scanout_id: int, x: int, y: int, cursor: Cursor) -> None:
-        self.cursors.append((x, y, cursor))
-
-
-class PlayedPictures:
-    """A plane whose flushes the test makes up."""
-
-    def __init__(self) -> None:
-        self.shown: dict[int, tuple[int, NativeRect]] = {}
-        self.damage: NativeRect | None = None
-
-    def show(self, scanout: int, resource_id: int, part: NativeRect) -> None:
-        self.shown[scanout] = (resource_id, part)
-
-    def take_damage(self, scanout: int) -> NativeRect | None:
-        damage, self.damage = self.damage, None
-        return damage
-
-
-class PlayedReadbacks:
-    """Readbacks that end when the test says so."""
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[Rect, Deliver]] = []
-        self.possible = True
-
-    def start(self, resource: Resource, rect: Rect, deliver: Deliver) -> bool:
-        if self.possible:
-            self.waiting.append((rect, deliver))
-        return self.possible
-
-    def finish(self, *, well: bool = True) -> Rect:
-        rect, deliver = self.waiting.pop(0)
-        deliver(bytearray(4 * rect.width * rect.height) if well else None)
-        return rect
+@pytest.fixture(autouse=True)
+def no_descriptor_leaks() -> Iterator[None]:
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.fixture
-def display() -> RecordingDisplay:
-    return RecordingDisplay()
-
-
-@pytest.fixture
-def readbacks() -> PlayedReadbacks:
-    return PlayedReadbacks()
-
-
-@pytest.fixture
-def pictures() -> PlayedPictures:
-    return PlayedPictures()
-
-
-@pytest.fixture
-def scanouts(display: RecordingDisplay, readbacks: PlayedReadbacks, pictures: PlayedPictures) -> Scanouts:
-    return Scanouts(display, 1, readbacks, pictures)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def table() -> ResourceTable:
-    return ResourceTable()
-
-
-def picture(table: ResourceTable, resource_id: int, width: int = 64, height: int = 64) -> Resource:
-    return table.create_2d(resource_id, 2, width, height)
-
-
-def rendered(table: ResourceTable, resource_id: int) -> Resource:
-    return table.create_3d(resource_id, Texture(2, 2, 2, 64, 64, 1, 1, 0, 0, 0))
-
-
-WHOLE = Rect(0, 0, 64, 64)
+def lab() -> Iterator[ScanoutLab]:
+    lab = ScanoutLab()
+    yield lab
+    lab.table.clear()
 
 
 def points(rect: Rect | None) -> set[tuple[int, int]]:
@@ -138,9 +51,8 @@ def test_intersection_and_union(a: Rect, b: Rect) -> None:
     assert union(None, a) == a
 
 
-def test_damage_gathers_while_the_display_is_busy(
-    scanouts: Scanouts, display: RecordingDisplay, table: ResourceTable
-) -> None:
+def test_damage_gathers_while_the_display_is_busy(lab: ScanoutLab) -> None:
+    scanouts, display, table = lab.scanouts, lab.display, lab.table
     resource = picture(table, 1)
     scanouts.show(0, resource, WHOLE)
     display.room = 0
@@ -155,9 +67,8 @@ def test_damage_gathers_while_the_display_is_busy(
     assert len(display.updates) == 1
 
 
-def test_what_the_plane_answered_is_settled(
-    scanouts: Scanouts, display: RecordingDisplay, pictures: PlayedPictures, table: ResourceTable
-) -> None:
+def test_what_the_plane_answered_is_settled(lab: ScanoutLab) -> None:
+    scanouts, display, pictures, table = lab.scanouts, lab.display, lab.pictures, lab.table
     scanouts.show(0, picture(table, 1), Rect(8, 8, 32, 32))
     assert pictures.shown == {0: (1, NativeRect(8, 8, 32, 32))}
     pictures.damage = NativeRect(1, 1, 2, 2)
@@ -175,67 +86,62 @@ def test_what_the_plane_answered_is_settled(
     assert len(display.updates) == 2
 
 
-def test_readback_under_way_is_not_asked_for_again(
-    scanouts: Scanouts, display: RecordingDisplay, readbacks: PlayedReadbacks, table: ResourceTable
-) -> None:
+def test_readback_under_way_is_not_asked_for_again(lab: ScanoutLab) -> None:
     """What is drawn meanwhile is damage for the next."""
+    scanouts, display, source, table = lab.scanouts, lab.display, lab.source, lab.table
     resource = rendered(table, 1)
     scanouts.show(0, resource, WHOLE)
     scanouts.flush(resource, Rect(0, 0, 8, 8))
     for x in (10, 20, 30):
         scanouts.flush(resource, Rect(x, 0, 8, 8))
-    assert len(readbacks.waiting) == 1
-    readbacks.finish()
+    assert len(source.waiting) == 1
+    source.finish()
     assert display.updates == [Rect(0, 0, 8, 8)]
-    assert readbacks.finish() == Rect(10, 0, 28, 8)
-    assert not readbacks.waiting
+    assert source.finish() == Rect(10, 0, 28, 8)
+    assert not source.waiting
 
 
-def test_readback_that_fails_is_not_the_end(
-    scanouts: Scanouts, display: RecordingDisplay, readbacks: PlayedReadbacks, table: ResourceTable
-) -> None:
+def test_readback_that_fails_is_not_the_end(lab: ScanoutLab) -> None:
+    scanouts, display, source, table = lab.scanouts, lab.display, lab.source, lab.table
     resource = rendered(table, 1)
     scanouts.show(0, resource, WHOLE)
     scanouts.flush(resource, WHOLE)
-    readbacks.finish(well=False)
+    source.finish(well=False)
     assert display.updates == []
     scanouts.flush(resource, WHOLE)
-    readbacks.finish()
+    source.finish()
     assert display.updates == [WHOLE]
-    readbacks.possible = False
+    source.possible = False
     scanouts.flush(resource, WHOLE)
     assert display.updates == [WHOLE]
 
 
-def test_late_readback_of_what_is_shown_no_more(
-    scanouts: Scanouts, display: RecordingDisplay, readbacks: PlayedReadbacks, table: ResourceTable
-) -> None:
+def test_late_readback_of_what_is_shown_no_more(lab: ScanoutLab) -> None:
+    scanouts, display, source, table = lab.scanouts, lab.display, lab.source, lab.table
     old = rendered(table, 1)
     scanouts.show(0, old, WHOLE)
     scanouts.flush(old, WHOLE)
     scanouts.show(0, picture(table, 2, 8, 8), Rect(0, 0, 8, 8))
-    readbacks.finish()  # its pixels are nobody's
+    source.finish()  # its pixels are nobody's
     assert display.updates == []
     assert display.sizes == [(64, 64), (8, 8)]
 
 
-def test_flips_faster_than_readbacks_still_show_something(
-    scanouts: Scanouts, display: RecordingDisplay, readbacks: PlayedReadbacks, table: ResourceTable
-) -> None:
+def test_flips_faster_than_readbacks_still_show_something(lab: ScanoutLab) -> None:
+    scanouts, display, source, table = lab.scanouts, lab.display, lab.source, lab.table
     buffers = rendered(table, 1), rendered(table, 2)
     for turn in range(5):
         scanouts.show(0, buffers[turn % 2], WHOLE)
         scanouts.flush(buffers[turn % 2], WHOLE)
-    readbacks.finish()
+    source.finish()
     assert display.updates == [WHOLE]
-    readbacks.finish()  # and the last one's pixels are the last to come
+    source.finish()  # and the last one's pixels are the last to come
     assert display.updates == [WHOLE, WHOLE]
-    assert not readbacks.waiting
+    assert not source.waiting
 
 
-def test_page_flip_takes_over_what_was_not_sent(
-    scanouts: Scanouts, display: RecordingDisplay, table: ResourceTable
-) -> None:
+def test_page_flip_takes_over_what_was_not_sent(lab: ScanoutLab) -> None:
+    scanouts, display, table = lab.scanouts, lab.display, lab.table
     first, second = picture(table, 1), picture(table, 2)
     scanouts.show(0, first, WHOLE)
     display.room = 0
@@ -247,7 +153,8 @@ def test_page_flip_takes_over_what_was_not_sent(
     assert display.sizes == [(64, 64)]
 
 
-def test_a_flip_that_the_plane_did(scanouts: Scanouts, display: RecordingDisplay, table: ResourceTable) -> None:
+def test_a_flip_that_the_plane_did(lab: ScanoutLab) -> None:
+    scanouts, display, table = lab.scanouts, lab.display, lab.table
     first, second = picture(table, 1), picture(table, 2)
     scanouts.flip(0, second, WHOLE)  # of a scanout that has gone off since
     scanouts.settle()
@@ -262,7 +169,18 @@ def test_a_flip_that_the_plane_did(scanouts: Scanouts, display: RecordingDisplay
     assert len(display.updates) == 1
 
 
-def test_another_display_gets_the_whole_picture(scanouts: Scanouts, table: ResourceTable) -> None:
+def test_a_flip_to_what_is_another_by_now(lab: ScanoutLab) -> None:
+    scanouts, display, table = lab.scanouts, lab.display, lab.table
+    resource = picture(table, 1)
+    scanouts.show(0, resource, WHOLE)
+    scanouts.flip(0, picture(table, 2, 64, 63), WHOLE)
+    scanouts.flip(0, blob(table, 3), WHOLE)
+    scanouts.flush(resource, Rect(0, 0, 4, 4))
+    assert display.updates == [Rect(0, 0, 4, 4)]
+
+
+def test_another_display_gets_the_whole_picture(lab: ScanoutLab) -> None:
+    scanouts, table = lab.scanouts, lab.table
     resource = picture(table, 1)
     scanouts.show(0, resource, Rect(8, 8, 16, 24))
     other = RecordingDisplay()
@@ -271,9 +189,8 @@ def test_another_display_gets_the_whole_picture(scanouts: Scanouts, table: Resou
     assert other.updates == [Rect(0, 0, 16, 24)]
 
 
-def test_forgotten_resources_are_shown_no_more(
-    scanouts: Scanouts, display: RecordingDisplay, table: ResourceTable
-) -> None:
+def test_forgotten_resources_are_shown_no_more(lab: ScanoutLab) -> None:
+    scanouts, display, table = lab.scanouts, lab.display, lab.table
     resource = picture(table, 1)
     scanouts.show(0, resource, WHOLE)
     scanouts.forget(picture(table, 2))
@@ -283,33 +200,136 @@ def test_forgotten_resources_are_shown_no_more(
     assert display.updates == []
 
 
-def test_what_cannot_be_shown(scanouts: Scanouts, table: ResourceTable) -> None:
+def test_what_cannot_be_shown(lab: ScanoutLab) -> None:
+    scanouts, table = lab.scanouts, lab.table
     resource = picture(table, 1)
     for rect in (Rect(1, 0, 64, 64), Rect(0, 0, 0, 1), Rect(0xFFFF_FFFF, 0, 2, 1)):
         with pytest.raises(GuestError) as caught:
             scanouts.show(0, resource, rect)
         assert caught.value.response == ResponseType.ERR_INVALID_PARAMETER
     with pytest.raises(GuestError) as caught:
-        scanouts.check_id(1)
+        scanouts.check_id(16)
     assert caught.value.response == ResponseType.ERR_INVALID_SCANOUT_ID
 
 
-def test_cursor_of_a_worker_comes_where_the_pointer_is_by_then(
-    scanouts: Scanouts, display: RecordingDisplay, readbacks: PlayedReadbacks, table: ResourceTable
-) -> None:
-    scanouts.define_cursor(0, rendered(table, 1), (1, 2), (10, 20))
-    scanouts.move_cursor(0, 30, 40)
-    readbacks.finish()
+def test_cursor_of_a_worker_comes_where_the_pointer_is_by_then(lab: ScanoutLab) -> None:
+    scanouts, display, source, table = lab.scanouts, lab.display, lab.source, lab.table
+    scanouts.cursors.define(0, rendered(table, 1), (1, 2), (10, 20))
+    scanouts.cursors.move(0, 30, 40)
+    source.finish()
     ((x, y, cursor),) = display.cursors
     assert (x, y, cursor.hot_x, cursor.hot_y) == (30, 40, 1, 2)
 
 
-def test_cursor_that_was_hidden_before_it_came(
-    scanouts: Scanouts, display: RecordingDisplay, readbacks: PlayedReadbacks, table: ResourceTable
-) -> None:
-    scanouts.define_cursor(0, rendered(table, 1), (1, 2), (10, 20))
-    scanouts.hide_cursor(0, 0, 0)
-    readbacks.finish()
+def test_cursor_that_was_hidden_before_it_came(lab: ScanoutLab) -> None:
+    scanouts, display, source, table = lab.scanouts, lab.display, lab.source, lab.table
+    scanouts.cursors.define(0, rendered(table, 1), (1, 2), (10, 20))
+    scanouts.cursors.hide(0, 0, 0)
+    source.finish()
     assert display.cursors == []
     with pytest.raises(GuestError):
-        scanouts.define_cursor(0, picture(table, 2, 32, 32), (0, 0), (0, 0))
+        scanouts.cursors.define(0, picture(table, 2, 32, 32), (0, 0), (0, 0))
+
+
+# --- several scanouts -----------------------------------------------------------------------------------------------
+
+
+def test_one_resource_on_many_scanouts(lab: ScanoutLab) -> None:
+    scanouts, display, table = lab.scanouts, lab.display, lab.table
+    resource = picture(table, 1, 64, 64)
+    for scanout_id in range(16):
+        scanouts.check_id(scanout_id)
+        scanouts.show(scanout_id, resource, Rect(4 * scanout_id, 0, 4, 64))
+    assert resource.shadow is not None
+    with resource.shadow.view() as pixels:
+        for x in range(64):
+            pixels[4 * x] = x
+    scanouts.flush(resource, Rect(8, 0, 48, 1))
+    assert display.by_scanout == {
+        scanout_id: [b"".join(bytes([4 * scanout_id + x, 0, 0, 0]) for x in range(4))] for scanout_id in range(2, 14)
+    }
+    scanouts.disable(3)
+    scanouts.flush(resource, Rect(0, 0, 64, 1))
+    assert [len(display.by_scanout[scanout_id]) for scanout_id in (2, 3, 4)] == [2, 1, 2]
+    scanouts.forget(resource)
+    assert display.surfaces == {}
+
+
+def test_each_scanout_shows_its_own(lab: ScanoutLab) -> None:
+    scanouts, display, source, table = lab.scanouts, lab.display, lab.source, lab.table
+    drawn, transferred = rendered(table, 1), picture(table, 2)
+    scanouts.show(0, drawn, WHOLE)
+    scanouts.show(1, transferred, WHOLE)
+    scanouts.flush(drawn, WHOLE)
+    scanouts.flush(transferred, WHOLE)  # does not wait for the other
+    assert list(display.by_scanout) == [1]
+    source.finish()
+    assert list(display.by_scanout) == [1, 0]
+
+
+# --- blobs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_blob_is_shown_as_the_guest_says(lab: ScanoutLab) -> None:
+    scanouts, display, source, table = lab.scanouts, lab.display, lab.source, lab.table
+    resource = blob(table, 1)
+    scanouts.show_blob(0, resource, Rect(1, 2, 8, 4), Format.R8G8B8X8_UNORM, 16, 8, 100, 12)
+    assert display.sizes == [(8, 4)]
+    scanouts.flush(resource, Rect(0, 0, 16, 8))
+    assert source.finish() == Rect(1, 2, 8, 4)
+    scanouts.flush(resource, Rect(100, 100, 5, 5))  # a blob has no size in pixels
+    scanouts.flush(resource, Rect(0, 0, 0, 0))
+    assert not source.waiting
+    with pytest.raises(GuestError):
+        scanouts.show(0, resource, Rect(0, 0, 8, 4))
+
+
+def test_flips_between_blobs_keep_the_surface(lab: ScanoutLab) -> None:
+    scanouts, display, source, table = lab.scanouts, lab.display, lab.source, lab.table
+    for resource_id in (1, 2, 3):
+        resource = blob(table, resource_id)
+        scanouts.show_blob(0, resource, Rect(0, 0, 16, 8), Format.B8G8R8X8_UNORM, 16, 8, 64, 0)
+        scanouts.flush(resource, Rect(0, 0, 16, 8))
+        source.finish()
+    assert display.sizes == [(16, 8)]
+    assert len(display.updates) == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"format": 5},
+        {"width": 0},
+        {"height": 0},
+        {"width": 16385, "stride": 4 * 16385, "height": 1},
+        {"stride": 60},
+        {"stride": 66},
+        {"offset": 16384 - 8 * 64 + 1},
+        {"offset": 0xFFFF_FFFF},
+        {"stride": 0xFFFF_FFFC},
+        {"height": 257},
+        {"rect": Rect(1, 0, 16, 8)},
+        {"rect": Rect(0, 0, 0, 8)},
+    ],
+    ids=str,
+)
+def test_pictures_that_are_not_in_a_blob(lab: ScanoutLab, wrong: dict[str, object]) -> None:
+    scanouts, table = lab.scanouts, lab.table
+    right: dict[str, object] = {
+        "rect": Rect(0, 0, 16, 8), "format": 2, "width": 16, "height": 8, "stride": 64, "offset": 0
+    }  # fmt: skip
+    resource = blob(table, 1)
+    scanouts.show_blob(0, resource, **(right | {"offset": 16384 - 8 * 64}))  # type: ignore[arg-type]
+    for target, arguments in ((resource, right | wrong), (picture(table, 2), right)):
+        with pytest.raises(GuestError) as caught:
+            scanouts.show_blob(0, target, **arguments)  # type: ignore[arg-type]
+        assert caught.value.response == ResponseType.ERR_INVALID_PARAMETER
+
+
+def test_cursor_of_a_blob(lab: ScanoutLab) -> None:
+    scanouts, display, source, table = lab.scanouts, lab.display, lab.source, lab.table
+    scanouts.cursors.define(0, blob(table, 1), (1, 2), (10, 20))
+    assert source.finish() == Rect(0, 0, 64, 64)
+    assert len(display.cursors) == 1
+    with pytest.raises(GuestError):
+        scanouts.cursors.define(0, blob(table, 2, 16383), (0, 0), (0, 0))

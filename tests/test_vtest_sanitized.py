@@ -6,7 +6,8 @@ from pathlib import Path
 from tests.sanitized import compile_driver, run_driver
 
 SOURCES = (
-    *("engine.c", "null_engine.c", "null_vtest.c", "idmap.c"),
+    *("engine.c", "null_engine.c", "null_fences.c", "null_objects.c", "null_vtest.c", "idmap.c"),
+    *("texture.c", "mirror.c", "sealed_memory.c"),
     *("vtest_session.c", "vtest_commands.c", "vtest_commands3.c"),
     *("vtest_stream.c", "vtest_resources.c", "vtest_syncs.c"),
 )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from master import wire
 from master.errors import GuestError
-from master.virtio_gpu import CommandType, HeaderFlag, ResponseType
+from master.virtio_gpu import CommandType, HeaderFlag, MapInfo, ResponseType
 from master.wire import DisplayMode, GuestCommand, Header, Rect
 from tests.fake_vmm import commands
 from tests.fake_vmm import wire as guest
@@ -37,6 +37,11 @@ ISSUED = [
     commands.ctx_destroy(5),
     commands.ctx_attach_resource(5, 7),
     commands.ctx_detach_resource(5, 7),
+    commands.resource_create_blob(7, 3, 5, 8192, ctx_id=5, blob_id=9, segments=[(0x1000, 4096), (0x8000, 4096)]),
+    commands.resource_create_blob(7, 2, 1, 4096, ctx_id=5, blob_id=9),
+    commands.resource_map_blob(7, 0x10000),
+    commands.resource_unmap_blob(7),
+    commands.set_scanout_blob(1, 7, guest.Rect(640, 480, 1, 2), (1280, 800), 2, [5120]),
     commands.update_cursor(1, 100, 200, 7, 3, 4),
     commands.move_cursor(1, 100, 200),
 ]
@@ -64,15 +69,9 @@ def refused(command: bytes) -> ResponseType:
 
 
 def test_the_table_knows_every_command_of_the_device_and_no_other() -> None:
-    later = {
-        CommandType.RESOURCE_CREATE_BLOB,
-        CommandType.SET_SCANOUT_BLOB,
-        CommandType.RESOURCE_MAP_BLOB,
-        CommandType.RESOURCE_UNMAP_BLOB,
-    }
     data_plane = {CommandType.SUBMIT_3D, CommandType.TRANSFER_TO_HOST_3D, CommandType.TRANSFER_FROM_HOST_3D}
-    assert {command.type for command in ISSUED} == set(CommandType) - later - data_plane
-    for type_ in [*later, *data_plane, 0, 0x1100, 0xFFFFFFFF]:
+    assert {command.type for command in ISSUED} == set(CommandType) - data_plane
+    for type_ in [*data_plane, 0, 0x1100, 0xFFFFFFFF]:
         assert refused(guest.HEADER.pack(type_, 0, 0, 0, 0) + bytes(256)) is ResponseType.ERR_UNSPEC
 
 
@@ -116,6 +115,32 @@ def test_3d_commands(a: int, b: int, c: int, d: int, e: int, f: int, g: int, h: 
     )
 
 
+@given(*[U32] * 8, U64)
+def test_blob_commands(a: int, b: int, c: int, d: int, e: int, f: int, g: int, h: int, i: int) -> None:
+    created = decoded(commands.resource_create_blob(a, b, c, i, ctx_id=d, blob_id=i ^ 1))
+    assert created == wire.ResourceCreateBlob(
+        plain(d, CommandType.RESOURCE_CREATE_BLOB), a, b, c, 0, i ^ 1, i, memoryview(b"")
+    )
+    mapped = decoded(commands.resource_map_blob(a, i))
+    assert mapped == wire.ResourceMapBlob(plain(0, CommandType.RESOURCE_MAP_BLOB), a, i)
+    unmapped = decoded(commands.resource_unmap_blob(b))
+    assert unmapped == wire.ResourceUnmapBlob(plain(0, CommandType.RESOURCE_UNMAP_BLOB), b)
+    theirs, ours = guest.Rect(width=c, height=d, x=a, y=b), Rect(x=a, y=b, width=c, height=d)
+    shown = decoded(commands.set_scanout_blob(e, f, theirs, (g, h), a, [b, c, d, e], [f, g, h, a]))
+    assert shown == wire.SetScanoutBlob(
+        plain(0, CommandType.SET_SCANOUT_BLOB), ours, e, f, g, h, a, (b, c, d, e), (f, g, h, a)
+    )
+
+
+@given(st.lists(st.tuples(U64, U32), max_size=50), st.binary(max_size=40))
+def test_entries_of_blobs_are_handed_on_as_they_came(segments: list[tuple[int, int]], more: bytes) -> None:
+    command = commands.resource_create_blob(7, 1, 0, 4096, segments=segments)
+    create = wire.decode(on_the_wire(command) + more)
+    assert isinstance(create, wire.ResourceCreateBlob)
+    assert (create.resource_id, create.nr_entries, create.size) == (7, len(segments), 4096)
+    assert list(struct.iter_unpack("<QI4x", create.entries)) == segments
+
+
 @given(st.lists(st.tuples(U64, U32), max_size=50), st.binary(max_size=40))
 def test_backing_entries_are_handed_on_as_they_came(segments: list[tuple[int, int]], more: bytes) -> None:
     command = commands.resource_attach_backing(7, segments)
@@ -127,9 +152,15 @@ def test_backing_entries_are_handed_on_as_they_came(segments: list[tuple[int, in
 
 
 def test_fewer_backing_entries_than_counted() -> None:
-    command = on_the_wire(commands.resource_attach_backing(7, [(0, 4096)] * 3))
-    assert refused(command[:-1]) is ResponseType.ERR_UNSPEC
-    counted = guest.HEADER.pack(CommandType.RESOURCE_ATTACH_BACKING, 0, 0, 0, 0) + b"\1\0\0\0" + b"\xff\xff\xff\xff"
+    for command in (
+        commands.resource_attach_backing(7, [(0, 4096)] * 3),
+        commands.resource_create_blob(7, 1, 0, 4096, segments=[(0, 4096)] * 3),
+    ):
+        assert refused(on_the_wire(command)[:-1]) is ResponseType.ERR_UNSPEC
+    most = b"\xff\xff\xff\xff"
+    counted = guest.HEADER.pack(CommandType.RESOURCE_ATTACH_BACKING, 0, 0, 0, 0) + b"\1\0\0\0" + most
+    assert refused(counted + bytes(64)) is ResponseType.ERR_UNSPEC
+    counted = guest.HEADER.pack(CommandType.RESOURCE_CREATE_BLOB, 0, 0, 0, 0) + bytes(12) + most + bytes(16)
     assert refused(counted + bytes(64)) is ResponseType.ERR_UNSPEC
 
 
@@ -219,6 +250,11 @@ def test_response_bodies() -> None:
     capset_info = guest.decode_response(answer(ResponseType.OK_CAPSET_INFO, wire.capset_info_body(2, 3, 1380)))
     assert isinstance(capset_info, guest.CapsetInfo)
     assert (capset_info.capset_id, capset_info.max_version, capset_info.max_size) == (2, 3, 1380)
+
+    raw = answer(ResponseType.OK_MAP_INFO, wire.map_info_body(MapInfo.CACHED))
+    map_info = guest.decode_response(raw)
+    assert isinstance(map_info, guest.MapInfo)
+    assert (len(raw), map_info.caching) == (32, guest.Caching.CACHED)
 
 
 def test_what_does_not_fit_into_a_response() -> None:

@@ -90,7 +90,7 @@ class Trial:
         self._plane = Plane()
         self._failed: asyncio.Future[None] = loop.create_future()
         self._created: asyncio.Future[Status] = loop.create_future()
-        workers = LaneWorkers(self._plane, EngineName.VIRGL)
+        workers = LaneWorkers(self._plane, EngineName.VIRGL, loop)
         self._supervisor = Supervisor(loop, workers, 0, settings, self._fail)
         self._plane.start()
         loop.add_reader(self._plane, self._pump)
