@@ -17,8 +17,8 @@ from master.vhost_user_messages import Request
 from master.virtio_gpu import CommandType
 from tests.fake_vmm import Format, GpuCommand, Rect, ResourceDescription, commands
 from tests.fake_vmm.virgl.encoder import CommandStream
+from tests.fake_vmm.virgl.protocol import ClearBuffer, ObjectType, Shader
 from tests.fake_vmm.virgl.protocol import Command as VirglCommand
-from tests.fake_vmm.virgl.protocol import Shader
 from tests.fake_vmm.virgl.triangle import TriangleScene
 from tests.fake_vtest import protocol as vtest
 from tests.fake_vtest.protocol import Command as VtestCommand
@@ -66,7 +66,10 @@ def virtqueue() -> Iterator[bytes]:
 
 # --- the plane and its lanes ----------------------------------------------------------------------------------------
 
-PLANE_STEPS = {"send": 0, "take": 3, "work": 4, "front": 6, "answer": 7, "resource": 8, "lane": 9, "pass": 10}
+PLANE_STEPS = {
+    **{"send": 0, "take": 3, "work": 4, "front": 6, "answer": 7, "resource": 8, "lane": 9, "pass": 10},
+    "share": 12,
+}
 LANE_STEPS = {"send": 0, "take": 2, "work": 3, "header": 5, "scribble": 6, "resource": 8, "lane": 9}
 SUBMIT, TO_HOST, FROM_HOST, TRANSFER_2D, FLUSH, SET_SCANOUT, OTHER = range(7)
 MORE_BYTES, INDIRECT, PASS = 4, 32, 64  # shapes of a chain
@@ -118,6 +121,21 @@ def plane() -> Iterator[bytes]:
     yield story(PLANE_STEPS, *open_lane(), message, large, large, large, work, back, work, ("take", b"\0"), release)
     stop, start, no_memory, memory, ring_idx = (("front", step) for step in (b"\2", b"\0\1", b"\4", b"\5", b"\x26"))
     yield story(PLANE_STEPS, stop, start, no_memory, submit, memory, ring_idx)
+    yield from sharing(consume, complete)
+
+
+def sharing(consume: tuple[str, bytes], complete: tuple[str, bytes]) -> Iterator[bytes]:
+    """Two contexts with one resource. `consume` and `complete`: what the first one's worker does."""
+    lanes = [("lane", b"\0\0"), ("lane", b"\0\1"), ("lane", b"\x02\0"), ("lane", b"\x12\1")]
+    one, other = (guest_command(SUBMIT, 64, 0, ctx_id=ctx_id, shape=MORE_BYTES | PASS) for ctx_id in (1, 2))
+    shared, mirrored, written, sync = (("share", step) for step in (b"\0\3", b"\1\x81", b"\2", b"\3"))
+    reserve, fill, look = ("share", b"\4\0"), ("share", b"\5\0\0" + number(64)), ("share", b"\6\1")
+    forget, lost = ("lane", b"\4\0"), ("lane", b"\5\0")
+    start = [*lanes, shared]
+    yield story(PLANE_STEPS, *start, one, other, look, consume, complete, look, one, other)
+    yield story(PLANE_STEPS, *start, mirrored, one, other, consume, complete, written, other, sync, one)
+    yield story(PLANE_STEPS, *start, reserve, one, other, fill, consume, complete, sync, sync)
+    yield story(PLANE_STEPS, *start, one, other, forget, consume, other, lost, sync)
 
 
 def lane() -> Iterator[bytes]:
@@ -145,6 +163,8 @@ def consumer() -> Iterator[bytes]:
     for what in (8, 9, 10, 40):
         for kind in (1, 2, 3, 4, 16):
             yield bytes(4) + (bytes([what]) + bytes([7 if kind in (2, 3) else 6, kind, 8, 0]) + bytes(12)) * 4
+        for kind in (5, 6):
+            yield bytes(4) + (bytes([what]) + bytes([14, kind]) + bytes(14)) * 4
     yield b"\1\2\0\0" + bytes([11, 0, 1, 100, 0]) * 20
     yield bytes(3) + b"\xfa" + bytes(range(64))
 
@@ -197,6 +217,24 @@ def virgl_limits() -> Iterator[bytes]:
     yield scene.frame(0.0, 0)
     yield bytes(CommandStream().create_shader(1, Shader.VERTEX, "VERT\n" + "  0: END\n" * 50))
     yield bytes(CommandStream().emit(VirglCommand.GET_QUERY_RESULT, [1, 0]).emit(VirglCommand.NOP, [0] * 20))
+    yield bytes(virgl_writers())
+
+
+def virgl_writers() -> CommandStream:
+    """A command of each kind that says where something is written, to the resources 1 to 4."""
+    stream = CommandStream().create_sub_context(2).set_sub_context(2)
+    for kind, words in ((ObjectType.SURFACE, [1, 67, 0, 0]), (ObjectType.STREAMOUT_TARGET, [2, 0, 64])):
+        stream.emit(VirglCommand.CREATE_OBJECT, [kind, *words], kind)
+    stream.set_framebuffer([ObjectType.SURFACE], 0)
+    stream.emit(VirglCommand.SET_STREAMOUT_TARGETS, [0, ObjectType.STREAMOUT_TARGET])
+    stream.emit(VirglCommand.SET_SHADER_BUFFERS, [Shader.FRAGMENT, 0, 0, 64, 3])
+    stream.emit(VirglCommand.SET_SHADER_IMAGES, [Shader.FRAGMENT, 0, 67, 3, 0, 0, 4])
+    stream.emit(VirglCommand.SET_ATOMIC_BUFFERS, [0, 0, 64, 3])
+    stream.clear(ClearBuffer.COLOR0)
+    for number, length, at in ((9, 12, 0), (16, 21, 3), (17, 13, 0), (43, 13, 0), (45, 14, 11), (47, 12, 0)):
+        stream.emit(number, [1 if word == at else 0 for word in range(length)])
+    stream.emit(VirglCommand.DESTROY_OBJECT, [ObjectType.SURFACE])
+    return stream.destroy_sub_context(2)
 
 
 # --- Python's targets -----------------------------------------------------------------------------------------------
@@ -228,6 +266,12 @@ def wire() -> Iterator[bytes]:
     yield b"".join(map(device_command, [*three, *ended]))
     yield b"".join(map(device_command, three)) + bytes([235, 0]) + b"".join(map(device_command, ended))
     yield b"\xc9" + b"".join(map(device_command, asked)) + b"\xd2\xd2" + b"".join(map(device_command, asked))
+    blobs = [commands.ctx_create(1, "program", 2), commands.resource_create_blob(3, 2, 1, 4096, ctx_id=1, blob_id=7)]
+    blobs += [commands.resource_create_blob(4, 1, 0, 4096, segments=[(4096, 4096)]), commands.ctx_attach_resource(1, 4)]
+    used = [commands.resource_map_blob(3, 4096), commands.set_scanout_blob(0, 3, whole, (16, 16), 2, [64])]
+    used += [commands.resource_flush(3, whole), commands.resource_unmap_blob(3), commands.resource_unref(3)]
+    yield b"".join(map(device_command, [*blobs, *used]))
+    yield b"".join(map(device_command, [*blobs, used[0]])) + bytes([235, 0]) + b"".join(map(device_command, used[1:]))
     cursor = [commands.update_cursor(0, 1, 2, 1), commands.move_cursor(0, 3, 4)]
     yield b"".join(map(device_command, two)) + b"".join(device_command(command, cursor=True) for command in cursor)
 
@@ -237,7 +281,7 @@ def vhost_user() -> Iterator[bytes]:
         return bytes([2, FRONT_END_REQUESTS.index(request), flags]) + payload + fds
 
     features = frame("GET_FEATURES", b"\0") + frame("SET_FEATURES", struct.pack("<Q", 1 << 32 | 0x17))
-    protocol = frame("GET_PROTOCOL_FEATURES", b"\0") + frame("SET_PROTOCOL_FEATURES", struct.pack("<Q", 0x2231))
+    protocol = frame("GET_PROTOCOL_FEATURES", b"\0") + frame("SET_PROTOCOL_FEATURES", struct.pack("<Q", 0x402229))
     memory = frame("SET_MEM_TABLE", b"\2" + numbers(0, 32, 16, 0) + numbers(8, 16, 24, 0), b"\0\0", flags=1)
     queue = frame("SET_VRING_NUM", b"\0" + numbers(16)) + frame("SET_VRING_BASE", b"\0" + numbers(0))
     queue += frame("SET_VRING_ADDR", b"\0" + numbers(0x1000, 0x1200, 0x1100, 0))
@@ -245,6 +289,7 @@ def vhost_user() -> Iterator[bytes]:
     queue += frame("SET_VRING_ENABLE", b"\0" + numbers(1))
     config = frame("GET_CONFIG", numbers(24, 0) + bytes(24)) + frame("SET_CONFIG", numbers(4, 4) + bytes(4))
     display = frame("GPU_SET_SOCKET", b"\0", b"\3") + frame("SET_BACKEND_REQ_FD", b"\0", b"\3")
+    protocol += frame("GET_SHMEM_CONFIG", b"\0")
     stop = frame("GET_VRING_BASE", b"\0" + numbers(0)) + frame("RESET_DEVICE", b"\0")
     yield features + protocol + frame("SET_OWNER", b"\0") + frame("GET_QUEUE_NUM", b"\0")
     yield memory + queue + config + stop

@@ -48,7 +48,7 @@ _MMAP = ("mmap", "munmap")
 _GUEST = ("guest.c", "guest_changes.c", "guarded_mmap.c")
 _CHANGING = (*_MMAP, "iso_guestmem_read")
 _PLAYED_SOCKET = ("recv", "send", "sendmsg", "iso_stream_scratch", "pthread_create", "pthread_join")
-_WORLD = ("plane_world.c", "plane_workers.c", *_GUEST)
+_WORLD = ("plane_world.c", "plane_workers.c", "plane_sharing.c", *_GUEST)
 
 TARGETS: dict[str, NativeTarget | PythonTarget] = {
     target.name: target
@@ -74,7 +74,7 @@ TARGETS: dict[str, NativeTarget | PythonTarget] = {
         NativeTarget(
             *("consumer", "the worker's side of a command ring", 2048, 8_000),
             helpers=("quiet_engine.c", "guarded_mmap.c"),
-            sources=("consumer.c", "engine.c"),
+            sources=("consumer.c", "engine.c", "sealed_memory.c"),
             wrapped=_MMAP,
         ),
         NativeTarget(
@@ -85,7 +85,7 @@ TARGETS: dict[str, NativeTarget | PythonTarget] = {
         ),
         NativeTarget(
             *("virgl_limits", "virgl command streams before virglrenderer", 1024, 200_000),
-            sources=("virgl_limits.c",),
+            sources=("virgl_limits.c", "virgl_usage.c", "idmap.c"),
         ),
         PythonTarget("vhost_user", "the front end's messages and descriptors", 1024, 1_500),
         PythonTarget("display", "the front end's display socket", 2048, 1_500),

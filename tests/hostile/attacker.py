@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
     def introduce(channel: Channel, engine: Engine) -> None:
         real_introduce(channel, engine)
-        attack(World(start=born[0], **json.loads(os.environ[WORLD])), hub.fileno())
+        attack(World(start=born[0], hub=hub.fileno(), **json.loads(os.environ[WORLD])), hub.fileno())
 
     worker.run, lockdown.close_all_but = run, close_all_but
     lockdown.seal, worker.introduce = seal, introduce

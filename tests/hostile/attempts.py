@@ -12,6 +12,7 @@ import mmap
 import os
 import signal
 import socket
+import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -35,9 +36,11 @@ NOBODY_THERE = frozenset({"ESRCH", "EPERM", "EINVAL"})
 
 @dataclass(frozen=True)
 class World:
-    """What an attacker is told of the host, so that he has something to look for. libc: a file of the driver set."""
+    """What an attacker is told of the host, so that he has something to look for. hub: the socket by which he is told
+    what to do. libc: a file of the driver set."""
 
     start: WorkerStart
+    hub: int
     file: str
     socket_path: str
     abstract: str
@@ -279,6 +282,14 @@ def _memory() -> Iterator[Attempt]:
 
     yield Attempt("other memory by descriptor", other_descriptors, errors=frozenset({"EBADF"}))
 
+    def other_sockets(world: World) -> str:
+        """Another socket than that of the master, from which somebody else might send descriptors."""
+        known = {world.start.channel_fd, world.hub}
+        found = [fd for fd in range(1024) if fd not in known and _is_socket(fd)]
+        return f"allowed: {found}" if found else "EBADF"
+
+    yield Attempt("descriptors of others by a socket", other_sockets, errors=frozenset({"EBADF"}))
+
 
 def _unbounded() -> Iterator[Attempt]:
     """Memory that no limit of a process counts."""
@@ -294,7 +305,6 @@ def _unbounded() -> Iterator[Attempt]:
     yield Attempt("a file in memory", raw("memfd_create", b"x", 3), "memfd_create")
     yield Attempt("a file of huge pages", raw("memfd_create", b"x", 4), "memfd_create")
     yield Attempt("merged pages", raw("madvise", 0, 0, 12), "madvise")
-    yield Attempt("receive descriptors", lambda w: call("recvmsg", w.start.channel_fd, 0, 0x40), "recvmsg")
 
     def fill() -> str:
         fd = os.open("/tmp/large", os.O_CREAT | os.O_WRONLY)
@@ -326,6 +336,13 @@ def _threads() -> str:
         for thread in started[:-1]:
             thread.join()
     return "allowed"
+
+
+def _is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
 
 
 def _size(fd: int) -> int:

@@ -16,12 +16,14 @@ import struct
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from ipc import messages, ring
 from master.hostile_socket import refuse_descriptors
+from native.storage import StorageKind
 from tests.ring_producer import BEGUN, CMD_HEAD, CMD_TAIL, CPL_HEAD, CPL_TAIL, MASTER_SLEEPING
+from tests.rogue.sharing_lies import Props
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.malloc.argtypes, _libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
@@ -69,13 +71,17 @@ class Prepared:
 @dataclass
 class Access:
     """What the thread has of its worker. line: the socket to the test; said: the first message of each kind that the
-    worker has sent, by the kind's name. ring, staging, doorbells: None and -1 in a vtest worker."""
+    worker has sent, by the kind's name. props: for lies about storage; lie: the one it tells, "" for none. mirrors:
+    memory of mirrors that it has. ring, staging, doorbells: None and -1 in a vtest worker."""
 
     channel: socket.socket
     line: int
     main_thread: int
     said: dict[str, bytes]
     prepared: Prepared
+    props: Props
+    lie: str = ""
+    mirrors: list[mmap.mmap] = field(default_factory=list)
     ring: mmap.mmap | None = None
     staging: mmap.mmap | None = None
     worker_doorbell: int = -1
@@ -276,6 +282,39 @@ def say_again(access: Access, argument: str) -> None:
     """A message that the worker has sent already, if it has."""
     if argument in access.said:
         _send(access, access.said[argument])
+
+
+# ---- storage
+
+
+@deed
+def lie_about_storage(access: Access, argument: str) -> None:
+    """From now on, as tests.rogue.sharing_lies has it."""
+    access.lie = argument
+
+
+@deed
+def export_unasked(access: Access, _argument: str) -> None:
+    """Good memory, that nobody has asked for."""
+    fd = access.props.sealed
+    layout = {"nbytes": 1 << 20, "offset": 0, "stride": 64, "fourcc": 0, "modifier": 0}
+    said = messages.Exported(1, StorageKind.MEMFD, **layout, map_info=1)
+    try:
+        _send(access, said.encode(), [fd])
+    except PermissionError:
+        assert KERNEL_REFUSES_FDS
+        _send(access, said.encode())
+
+
+@deed
+def scribble_mirrors(access: Access, argument: str) -> None:
+    """All over the mirrors that it has, versions first, for as long as it lives."""
+    chance = random.Random(argument)
+    while True:
+        for memory in access.mirrors:
+            version = chance.choice([0, 1, 2, (1 << 63), (1 << 64) - 1, chance.randrange(1 << 64)])
+            struct.pack_into("<Q", memory, 0, version)
+            memory[4096 + chance.randrange(256)] = chance.randrange(256)
 
 
 # ---- the ring

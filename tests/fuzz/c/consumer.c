@@ -55,8 +55,8 @@ static void put_record(struct master *master)
     uint8_t *base = iso_ring_cmd_base(master->ring);
     uint64_t at = master->head % ISO_RING_CMD_BYTES & ~UINT64_C(31);
     uint8_t payload[MOST_PAYLOAD];
-    uint32_t len = how & 1 ? sizeof(struct iso_transfer) : input_u16(input) % sizeof(payload);
-    struct iso_record record = {.size = iso_ring_record_size(len), .type = type & 16 ? ISO_RECORD_CONTROL : type % 5,
+    uint32_t len = how & 1 ? sizeof(struct iso_transfer) : how & 8 ? sizeof(struct iso_copy) : input_u16(input) % sizeof(payload);
+    struct iso_record record = {.size = iso_ring_record_size(len), .type = type & 16 ? ISO_RECORD_CONTROL : type % 7,
                                 .seq = ++master->seq, .flags = how >> 1 & 3, .ring_idx = 0, .payload_len = len, .ctx_id = 1};
 
     if (record.type == ISO_RECORD_PAD || at + record.size > ISO_RING_CMD_BYTES)

@@ -87,6 +87,7 @@ static void worker_rings(struct world *world)
 static void (*const steps[])(struct world *) = {
     guest_sends, guest_sends, python_takes, worker_completes_anything, worker_completes_anything, worker_writes_header,
     worker_scribbles, worker_rings, python_knows_resources, python_uses_lanes, python_uses_lanes, plane_passes,
+    python_shares, python_shares,
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -25,6 +25,7 @@ static void worker_works(struct world *world)
 static void (*const steps[])(struct world *) = {
     guest_sends,    guest_sends,    guest_sends,            python_takes,      worker_works,   worker_works,
     front_end_acts, python_answers, python_knows_resources, python_uses_lanes, plane_passes, guest_scribbles,
+    python_shares,  python_shares,
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -85,6 +85,8 @@ static void take_record(struct played *played, const struct iso_record *record, 
         CHECK(record->payload_len <= record->size - sizeof(*record) && record->seq == played->seen_seq + 1);
         if (record->type == ISO_RECORD_TRANSFER_WRITE || record->type == ISO_RECORD_TRANSFER_READ)
             check_transfer(record, payload);
+        if (record->type == ISO_RECORD_COPY_OUT || record->type == ISO_RECORD_COPY_IN)
+            CHECK(record->payload_len == sizeof(struct iso_copy) && !record->flags);
     }
     played->seen_seq = record->seq;
     if (record->flags)

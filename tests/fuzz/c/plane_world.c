@@ -143,6 +143,14 @@ void front_end_acts(struct world *world)
 
 /* ---- Python ---- */
 
+static void count_sync(struct world *world, int got, const struct iso_event *event)
+{
+    if (got != 1 || event->kind != ISO_EVENT_WORK_DONE || !(event->token & SYNC_TOKEN))
+        return;
+    CHECK(!event->lane && event->status == ISO_STATUS_OK);
+    CHECK(++world->syncs_told <= world->syncs_asked);
+}
+
 void python_takes(struct world *world)
 {
     static uint8_t *buffer;
@@ -164,6 +172,7 @@ void python_takes(struct world *world)
             else
                 CHECK(!iso_plane_complete(world->plane, event.request, ISO_RESP_ERR_UNSPEC, NULL, 0));
         }
+        count_sync(world, got, &event);
         if (got == 1 && event.kind == ISO_EVENT_WORK_DONE && event.status == ISO_STATUS_OK && event.len)
             CHECK(event.staging_offset + event.len <= STAGING_BYTES);
     }
@@ -355,6 +364,8 @@ void world_open(struct world *world, const uint8_t *data, size_t size)
 
 void world_close(struct world *world)
 {
+    struct iso_event event;
+
     for (uint32_t i = 0; i < LANES; i++)
         if (world->lanes[i].lane)
             lane_closes(world, &world->lanes[i]);
@@ -363,7 +374,10 @@ void world_close(struct world *world)
         iso_plane_queue_abandon(world->plane, queue);
         CHECK(iso_plane_queue_open(world->plane, queue) == 0);
     }
-    CHECK(!world->plane->timelines);
+    CHECK(!world->plane->timelines && !world->plane->ready);
+    while (iso_plane_take(world->plane, &event, NULL, 0) == 1) /* no commands, which were abandoned */
+        count_sync(world, 1, &event);
+    CHECK(world->syncs_told == world->syncs_asked);
     for (uint32_t id = 1; id <= RESOURCES; id++)
         remove_resource(world, id);
     iso_plane_free(world->plane);

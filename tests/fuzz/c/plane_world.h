@@ -7,9 +7,12 @@
 #define ISOREND_FUZZ_PLANE_WORLD_H
 
 #include "guest.h"
+#include "mirror.h"
 #include "plane_state.h"
 
-enum { LANES = 3, RESOURCES = 6, CONTEXTS = 4, MAX_WAITING = 64, STAGING_BYTES = 8192 };
+enum { LANES = 3, RESOURCES = 6, CONTEXTS = 4, MAX_WAITING = 64, STAGING_BYTES = 8192, SLOTS = 16 };
+
+#define SYNC_TOKEN (1ull << 63)
 
 /* The worker's end of a lane. */
 struct played {
@@ -32,6 +35,9 @@ struct world {
     uint32_t held_count; /* commands that Python has not answered */
     struct played lanes[LANES];
     uint8_t *pixels[RESOURCES + 1];
+    struct iso_mirror_header mirrors[RESOURCES + 1];
+    uint64_t slots[SLOTS], slot_count; /* places kept, the latest of them */
+    uint64_t syncs_asked, syncs_told;
 };
 
 void world_open(struct world *world, const uint8_t *data, size_t size);
@@ -46,6 +52,7 @@ void python_takes(struct world *world);
 void python_answers(struct world *world);
 void python_knows_resources(struct world *world);
 void python_uses_lanes(struct world *world);
+void python_shares(struct world *world); /* plane_sharing.c */
 void plane_passes(struct world *world);
 
 /* plane_workers.c */

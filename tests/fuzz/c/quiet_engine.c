@@ -48,6 +48,13 @@ static uint32_t quiet_read(struct iso_engine *engine, uint32_t ctx_id, const str
     return answer(engine);
 }
 
+static uint32_t quiet_copy(struct iso_engine *engine, uint32_t ctx_id, uint32_t resource_id)
+{
+    (void)ctx_id;
+    (void)resource_id;
+    return answer(engine);
+}
+
 static void finish_one(struct quiet_engine *engine)
 {
     const uint64_t seq = engine->fences[0];
@@ -205,6 +212,8 @@ void quiet_engine_init(struct quiet_engine *engine, struct input *input)
         .submit = quiet_submit,
         .transfer_write = quiet_write,
         .transfer_read = quiet_read,
+        .copy_out = quiet_copy,
+        .copy_in = quiet_copy,
         .create_fence = quiet_fence,
         .poll = quiet_poll,
         .poll_fd = quiet_poll_fd,

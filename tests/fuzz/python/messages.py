@@ -1,6 +1,7 @@
 """Messages between master, launcher and workers, at both ends: datagrams of any bytes with any descriptors.
 
-What is decoded is encoded again to the same bytes; a worker's description of itself is taken in as the master does.
+What is decoded is encoded again to the same bytes; a worker's description of itself is taken in as the master does, and
+a worker decides about control records, whose descriptors may be others than they say.
 """
 
 import os
@@ -8,14 +9,16 @@ import socket
 from contextlib import suppress
 from typing import cast
 
-from context_worker.engine import Engine
+from context_worker.engine import Engine, Export
 from context_worker.worker import Decisions
 from ipc import messages
 from ipc.channel import Channel, channel_pair
 from ipc.errors import ChannelClosed, ProtocolError
-from ipc.messages import Message
+from ipc.messages import BlobObject, CreateBlob, Handle, Message, ObjectToResource, ResourceToObject
 from master.worker import FAULTS_KEPT, MAX_CAPSETS, Worker
 from native.engines import Consumer, Control, Status
+from native.owned_fd import OwnedFd
+from native.storage import Layout, StorageKind
 from tests.fuzz.python.choices import Choices, open_fds
 
 MOST_FDS = 8
@@ -25,6 +28,8 @@ LISTENERS = (
     messages.TO_LAUNCHER,
     messages.TO_VTEST_WORKER,
     messages.CONTROL,
+    messages.FROM_LANE_WORKER,
+    messages.TO_LANE_WORKER,
 )
 
 
@@ -44,6 +49,25 @@ class PlayedEngine:
 
     def detach_resource(self, ctx_id: int, resource_id: int) -> Status:
         return Status.INVALID_RESOURCE
+
+    def resource_to_object(self, ctx_id: int, message: Message, storage: OwnedFd) -> Status:
+        storage.close()
+        return Status.OK
+
+    def object_to_resource(self, ctx_id: int, message: ObjectToResource) -> tuple[Status, Export | None]:
+        if message.resource_id & 1:
+            return Status.INVALID_RESOURCE, None
+        fd = OwnedFd(os.open(os.devnull, os.O_RDONLY))
+        return Status.OK, Export(fd, StorageKind.MEMFD, Layout(4096), 1)
+
+    def create_blob(
+        self, ctx_id: int, message: CreateBlob, storage: OwnedFd | None
+    ) -> tuple[Status, BlobObject | None]:
+        if storage is not None:
+            storage.close()
+        if message.resource_id & 1:
+            return Status.INVALID_PARAMETER, None
+        return Status.OK, BlobObject(message.resource_id, *[0] * 14)
 
 
 class PlayedConsumer:
@@ -67,7 +91,10 @@ def run(data: bytes) -> None:
     channel = Channel(theirs, accepts)
     worker = Worker(1, channel)
     consumer = PlayedConsumer()
-    decisions = Decisions(cast(Engine, PlayedEngine()), cast(Consumer, consumer), bool(choices.byte() & 1))
+    master, its_end = channel_pair()
+    own_channel = Channel(its_end, messages.TO_LANE_WORKER)
+    engine = cast(Engine, PlayedEngine())
+    decisions = Decisions(engine, cast(Consumer, consumer), own_channel, bool(choices.byte() & 1))
     try:
         while choices.more():
             _send(ours, choices, accepts)
@@ -77,9 +104,14 @@ def run(data: bytes) -> None:
             if accepts is messages.FROM_WORKER:
                 _hear(worker, message)
             elif accepts is messages.CONTROL:
-                _decide(decisions, consumer, message)
+                _hand_over(master, message, choices)
+                if not _decide(decisions, consumer, message):
+                    break  # the worker ends
+                _take_answer(master, message)
     finally:
         ours.close()
+        master.close()
+        own_channel.close()
         channel.close()  # at once; the master's may take its time
         worker.close()
     assert open_fds() == before
@@ -117,12 +149,40 @@ def _receive(channel: Channel) -> Message | None:
 
 def _hear(worker: Worker, message: Message) -> None:
     with suppress(ProtocolError):
-        worker.hear(message)
+        worker.hear(message, [])
     assert len(worker.capsets) <= MAX_CAPSETS and len(worker.faults) <= FAULTS_KEPT
     assert all(text.isprintable() for text in (*worker.faults, worker.renderer()))
 
 
-def _decide(decisions: Decisions, consumer: PlayedConsumer, message: Message) -> None:
+def _hand_over(master: socket.socket, message: Message, choices: Choices) -> None:
+    """The descriptor of a record, if it has one; now and then another, or what is none."""
+    if not isinstance(message, ResourceToObject | CreateBlob) or not message.ticket:
+        return
+    how = choices.byte()
+    data = Handle(message.ticket ^ (how == 200)).encode()
+    with open(os.devnull, "rb") as file:
+        socket.send_fds(master, [data[: how & 7] if how > 240 else data], [file.fileno()] * (1 + (how == 201)))
+
+
+def _decide(decisions: Decisions, consumer: PlayedConsumer, message: Message) -> bool:
+    """False if the worker finds that the master breaks the rules."""
     before = consumer.finished
-    decisions.decide(Control(seq=1, ctx_id=1, payload=message.encode()))
+    try:
+        decisions.decide(Control(seq=1, ctx_id=1, payload=message.encode()))
+    except ProtocolError:
+        assert isinstance(message, ResourceToObject | CreateBlob) and consumer.finished == before
+        return False
     assert consumer.finished == before + 1
+    return True
+
+
+def _take_answer(master: socket.socket, message: Message) -> None:
+    """What there is to be told of a success, and nothing else."""
+    channel = Channel(socket.socket(fileno=os.dup(master.fileno())), messages.FROM_LANE_WORKER)
+    with channel:
+        received = channel.recv_nowait()
+        assert (received is not None) == (
+            isinstance(message, ObjectToResource | CreateBlob) and not message.resource_id & 1
+        )
+        for fd in received[1] if received is not None else ():
+            fd.close()

@@ -10,8 +10,8 @@ from typing import cast
 from master.hostile_socket import closer
 from native import guest_memory
 from native.dataplane import Plane
+from tests.dispatch_lab import Machine
 from tests.plane_rig import PlaneRig
-from tests.test_dispatch import Machine
 
 RAM = 64 << 10
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from master import vhost_user_messages as messages
 from master.device import GpuDevice
 from master.errors import ProtocolError
+from master.options import ServeOptions
 from master.vhost_user import VhostUserBackend
 from master.vhost_user_messages import Request
 from tests.event_loop import LoopDriver
@@ -35,6 +36,7 @@ def _socket() -> int:
     return theirs.detach()
 
 
+OPTIONS = ServeOptions(fd=0, size=(64, 64), hostmem=FILE_BYTES)
 _KINDS: list[Callable[[], int]] = [
     _memory,
     _memory,
@@ -49,7 +51,7 @@ def run(data: bytes) -> None:
     _driver = _driver or LoopDriver()
     before = open_fds()
     machine, plane = small_machine()
-    device = GpuDevice(_driver.loop, plane, machine.table, machine.contexts, [], (64, 64))
+    device = GpuDevice(_driver.loop, plane, machine.table, machine.contexts, [], OPTIONS)
     ours, theirs = socket.socketpair()
     ends: list[Exception | None] = []
     backend = VhostUserBackend(_driver.loop, theirs, device, ends.append)

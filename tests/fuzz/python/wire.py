@@ -9,9 +9,9 @@ from ipc.errors import ProtocolError
 from master import wire
 from master.virtio_gpu import CONTROL_QUEUE, CURSOR_QUEUE, CommandType
 from native.dataplane import Command, Event, TooLarge, WorkDone
+from tests.dispatch_lab import Machine
 from tests.fuzz.python.choices import Choices, open_fds
 from tests.fuzz.python.small_rig import NotingPlane, close, small_machine
-from tests.test_dispatch import Machine
 
 TYPES = [int(kind) for kind in CommandType]
 LONGEST = 40  # words behind a header
@@ -87,7 +87,7 @@ def _pump(machine: Machine, plane: NotingPlane) -> None:
 
 def _handle(machine: Machine, event: Event) -> None:
     if isinstance(event, WorkDone):
-        assert machine.contexts.work_done(event.token, event.status) or machine.readbacks.work_done(event)
+        assert machine.contexts.work_done(event.token, event.status) or machine.pictures.work_done(event)
     elif isinstance(event, TooLarge):
         machine.contexts.too_large(event)
     else:
