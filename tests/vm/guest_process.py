@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.vm.json_socket import CommandError, GuestAgent
 from tests.vm.waiting import WaitTimeout, wait_until
@@ -23,6 +23,7 @@ ENVIRONMENT = [
 ]
 
 _STATUS_POLL_S = 0.1
+_WRITE_BYTES = 1 << 20  # the agent takes larger ones, but answers in one go
 
 
 class Completed(NamedTuple):
@@ -97,5 +98,16 @@ def read_guest_file(agent: GuestAgent, path: str) -> str:
             parts.append(base64.b64decode(chunk["buf-b64"]))
             if chunk["eof"]:
                 return b"".join(parts).decode(errors="replace")
+    finally:
+        agent.execute("guest-file-close", handle=handle)
+
+
+def write_guest_file(agent: GuestAgent, path: str, data: bytes) -> None:
+    """Puts bytes into a guest file, which then holds nothing else. Raises CommandError."""
+    handle = agent.execute("guest-file-open", path=path, mode="w")
+    try:
+        for start in range(0, len(data), _WRITE_BYTES):
+            part: dict[str, Any] = {"buf-b64": base64.b64encode(data[start : start + _WRITE_BYTES]).decode()}
+            agent.execute("guest-file-write", handle=handle, **part)
     finally:
         agent.execute("guest-file-close", handle=handle)

@@ -10,13 +10,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from tests.vm.guest_process import Completed, GuestProcess
+from tests.vm.guest_process import Completed, GuestProcess, write_guest_file
 from tests.vm.json_socket import GuestAgent, Qmp
 from tests.vm.lab import BACKEND_MOUNT, GUEST_MOUNT, RUN_MOUNT, Lab
 from tests.vm.qemu_process import QemuHost, QemuProcess
 from tests.vm.waiting import wait_until
 
 BOOT_TIMEOUT_S = 300.0
+
+VHOST_USER_GPU = "vhost-user-gpu-pci"
+VHOST_USER_GENERIC = "vhost-user-test-device-pci,virtio-id=16,num_vqs=2,vq_size=256,config_size=24"
+"""QEMU's device that knows nothing of GPUs: it has no display, but passes on blobs, rings and host-visible memory."""
+
+NO_GPU = "none"
 
 READY_LINE = re.compile(r"^vm-lab: ready boot_id=(?P<boot_id>\S+) gpu=(?P<gpu>\S+) up=(?P<up>\S+)", re.MULTILINE)
 FATAL_LINE = re.compile(r"^.*(Kernel panic - not syncing|vm-lab: no root file system).*$", re.MULTILINE)
@@ -29,9 +35,10 @@ class GuestPanic(Exception):
 class Vm:
     """A running guest. A context manager: entering boots it and waits until it is ready, leaving ends QEMU.
 
-    socket_path: the listening socket of a vhost-user GPU back end, attached as vhost-user-gpu-pci; None gives QEMU's
-    own `gpu`, by default virtio-gpu-pci (2D only). host: where QEMU runs, by default in the lab's own root and without
-    a display. log_dir: directory that receives serial.log and qemu-stderr.log at the end.
+    socket_path: the listening socket of a vhost-user GPU back end; None gives a GPU of QEMU's own. gpu: the device, by
+    default VHOST_USER_GPU on a socket and else virtio-gpu-pci (2D only); NO_GPU for none. host: where QEMU runs, by
+    default in the lab's own root and without a display. log_dir: directory that receives serial.log and
+    qemu-stderr.log at the end.
     Every method raises QemuExited once QEMU is gone, and so does leaving the context if QEMU ended by itself.
     """
 
@@ -40,7 +47,7 @@ class Vm:
         lab: Lab,
         socket_path: Path | None = None,
         *,
-        gpu: str = "virtio-gpu-pci",
+        gpu: str | None = None,
         host: QemuHost | None = None,
         cpus: int = 2,
         memory: str = "1G",
@@ -48,7 +55,7 @@ class Vm:
     ) -> None:
         self._lab = lab
         self._backend_socket = socket_path
-        self._gpu = gpu
+        self._gpu = gpu or ("virtio-gpu-pci" if socket_path is None else VHOST_USER_GPU)
         self._host = host or QemuHost(lab.qemu_root)
         self._cpus = cpus
         self._memory = memory
@@ -111,6 +118,11 @@ class Vm:
         self._jobs += 1
         return GuestProcess(self._agent, script, self._jobs)
 
+    def install(self, path: str, program: bytes) -> None:
+        """Writes a program into the guest, where only /run, /tmp, /var and /root can be written."""
+        write_guest_file(self._agent, path, program)
+        self.run(f"chmod 0755 {path}")
+
     def screendump(self, path: Path) -> Path:
         """Saves what the first display shows as a PNG file, returns its path. Raises CommandError without a surface."""
         self.qmp.execute("screendump", filename=f"{RUN_MOUNT}/screen.png", format="png")
@@ -170,9 +182,9 @@ class Vm:
         arguments += ["-chardev", f"socket,id=console,path={RUN_MOUNT}/console.sock,server=on,wait=off"]
         arguments += ["-device", "virtconsole,chardev=console"]
         if self._backend_socket is None:
-            return [*arguments, "-device", self._gpu]
+            return arguments if self._gpu == NO_GPU else [*arguments, "-device", self._gpu]
         arguments += ["-chardev", f"socket,id=gpu,path={BACKEND_MOUNT}/{self._backend_socket.name}"]
-        return [*arguments, "-device", "vhost-user-gpu-pci,chardev=gpu"]
+        return [*arguments, "-device", f"{self._gpu},chardev=gpu"]
 
     def _ready_lines(self) -> int:
         self._qemu.check_alive()

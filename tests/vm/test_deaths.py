@@ -19,6 +19,7 @@ from tests.service_lab import gone
 from tests.service_process import ServiceProcess
 from tests.vm import picture
 from tests.vm.conftest import VmFactory
+from tests.vm.desktop import BACKGROUND, client, compositor
 from tests.vm.guest_process import GuestProcess
 from tests.vm.qemu import Vm
 from tests.vm.test_guest import (
@@ -31,27 +32,6 @@ from tests.vm.test_guest import (
 )
 from tests.vm.waiting import wait_until
 from tests.vm.workers import WorkerProcess
-
-# A GL compositor on the virtio-gpu display. Weston as root without a session, and without keyboard and mouse.
-_DESKTOP = """
-mkdir -p -m 0700 "$XDG_RUNTIME_DIR"
-cat >/run/weston.ini <<END
-[core]
-require-input=false
-idle-time=0
-shell=desktop
-[shell]
-animation=none
-startup-animation=none
-close-animation=none
-locking=false
-panel-position=none
-background-color=0xff204060
-END
-exec weston -c /run/weston.ini --backend=drm --renderer=gl --socket={name}
-"""
-_CLIENT = 'until [ -S "$XDG_RUNTIME_DIR/{name}" ]; do sleep 0.2; done; WAYLAND_DISPLAY={name} exec stdbuf -oL {program}'
-_BACKGROUND = (0x20, 0x40, 0x60)
 
 # Sooner than Linux would look by itself, which is after two minutes.
 HUNG_TASK_S = 15
@@ -105,8 +85,7 @@ def kill_worker(service: ServiceProcess, worker: WorkerProcess) -> None:
 def desktop(vm: Vm, service: ServiceProcess, name: str) -> Iterator[tuple[GuestProcess, WorkerProcess]]:
     """Weston with a client that has it repaint all the time: (weston, its worker), at work. The name is the socket's,
     which a killed one leaves behind."""
-    painter_script = _CLIENT.format(name=name, program="weston-simple-shm")
-    with running(vm, _DESKTOP.replace("{name}", name)) as weston, running(vm, painter_script) as painter:
+    with running(vm, compositor(name)) as weston, running(vm, client(name, "weston-simple-shm")) as painter:
         worker = worker_named(service, "weston")
         wait_until_it_works(worker)
         assert weston.poll() is None, weston.output()
@@ -120,29 +99,27 @@ def wait_for_desktop(vm: Vm, path: Path) -> None:
     def is_desktop() -> bool:
         colours = picture.colours(picture.load(vm.screendump(path)))
         (most, count), *_ = colours.most_common(1)
-        return count < colours.total() and all(abs(a - b) <= 2 for a, b in zip(most, _BACKGROUND, strict=True))
+        return count < colours.total() and all(abs(a - b) <= 2 for a, b in zip(most, BACKGROUND, strict=True))
 
     wait_until(is_desktop, f"a desktop in {path}", GL_TIMEOUT_S)
 
 
-def test_the_clients_worker_then_the_compositors(
-    quiet_guest: Vm, vm_service: ServiceProcess, vm_out_dir: Path
-) -> None:
+def test_the_clients_worker_then_the_compositors(quiet_guest: Vm, vm_service: ServiceProcess, vm_out_dir: Path) -> None:
     vm = quiet_guest
     before = alarms(vm)
-    with desktop(vm, vm_service, "first") as (weston, compositor):
+    with desktop(vm, vm_service, "first") as (weston, weston_worker):
         wait_for_desktop(vm, vm_out_dir / "desktop.png")
-        with running(vm, _CLIENT.format(name="first", program="weston-simple-egl")) as client:
+        with running(vm, client("first", "weston-simple-egl")) as egl:
             victim = worker_named(vm_service, "weston-simple-egl")
             wait_until_it_works(victim)
             kill_worker(vm_service, victim)
-            wait_until_it_works(compositor)
-        assert client.poll() is not None
-        wait_until_it_works(compositor)
+            wait_until_it_works(weston_worker)
+        assert egl.poll() is not None
+        wait_until_it_works(weston_worker)
         assert weston.poll() is None, weston.output()
         wait_for_desktop(vm, vm_out_dir / "desktop-after-client.png")
 
-        kill_worker(vm_service, compositor)
+        kill_worker(vm_service, weston_worker)
         killed_at = uptime(vm)
         wait_until(lambda: uptime(vm) > killed_at + 2 * HUNG_TASK_S, "the guest's time to complain", GL_TIMEOUT_S)
     assert weston.poll() is not None
