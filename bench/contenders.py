@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +83,17 @@ def isorend_command(command: str, *arguments: str) -> list[str]:
     return [*([str(beside)] if os.access(beside, os.X_OK) else in_this_python), command, *arguments]
 
 
-def start_isorend(stack: ExitStack, *arguments: str, ram: int = 256 << 20, queue_size: int = QUEUE_SIZE) -> Contender:
-    """The service with these arguments; ends with `stack`."""
-    return _start(stack, isorend_command("serve", *arguments), ram, queue_size)
+def start_isorend(
+    stack: ExitStack,
+    *arguments: str,
+    ram: int = 256 << 20,
+    queue_size: int = QUEUE_SIZE,
+    features: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Contender:
+    """The service with these arguments; ends with `stack`. features: of virtio-gpu that the guest takes, where not as
+    in QEMU. env: added to the service's environment."""
+    return _start(stack, isorend_command("serve", *arguments), ram, queue_size, features, env)
 
 
 def start_qemu(stack: ExitStack, *, ram: int = 256 << 20, queue_size: int = QUEUE_SIZE) -> Contender:
@@ -100,10 +108,17 @@ def start_qemu(stack: ExitStack, *, ram: int = 256 << 20, queue_size: int = QUEU
     return _start(stack, [program], ram, queue_size)
 
 
-def _start(stack: ExitStack, command: Sequence[str | Path], ram: int, queue_size: int) -> Contender:
-    back_end = stack.enter_context(BackEndProcess(command, cwd=_SOURCES))
+def _start(
+    stack: ExitStack,
+    command: Sequence[str | Path],
+    ram: int,
+    queue_size: int,
+    features: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Contender:
+    back_end = stack.enter_context(BackEndProcess(command, cwd=_SOURCES, env=env))
     vmm = FakeVmm.connect(
         back_end.socket_path, wait=_START_TIMEOUT_S, timeout=_START_TIMEOUT_S, ram=ram,
-        control_size=queue_size,
+        control_size=queue_size, features=features,
     )  # fmt: skip
     return Contender(back_end, stack.enter_context(vmm))

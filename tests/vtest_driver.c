@@ -37,7 +37,7 @@ static int careful_submit(struct iso_engine *engine, const void *stream, uint32_
     for (uint32_t i = 0; i < words; i++)
         sum += ((const uint32_t *)stream)[i];
     if (words >= 2 && *(const uint32_t *)stream == ISO_NULL_DELAY && ((const uint32_t *)stream)[1] < 5)
-        return (int)engine->ops->submit(engine, 0, stream, words * 4);
+        return (int)engine->ops->submit(engine, 0, stream, 8); /* that command and no more */
     return 0;
 }
 

@@ -9,7 +9,10 @@ from importlib import import_module
 
 from bench.workload import Workload
 
-NAMES = ("control-queue", "submit", "transfer", "contexts", "clients", "neighbours", "vm", "crash", "models", "sandbox")
+NAMES = (
+    "control-queue", "submit", "transfer", "contexts", "clients", "neighbours", "vm", "crash", "models", "sandbox",
+    "sharing",
+)  # fmt: skip
 
 
 def _module(name: str) -> str:
