@@ -198,6 +198,10 @@ class Contexts:
         """See Turns.take."""
         self._turns.take(resource, act)
 
+    def hurry(self, resource: Resource) -> None:
+        """See Turns.hurry."""
+        self._turns.hurry(resource)
+
     def _check_room(self, context: Context, nbytes: int) -> None:
         limits = self._allowance.limits
         if len(context.resources) >= limits.context_resources:

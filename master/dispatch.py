@@ -222,6 +222,7 @@ class Dispatcher:
 
     def _unref(self, command: wire.ResourceUnref, _request: int) -> Outcome:
         resource = self._table.get(command.resource_id)
+        self._contexts.hurry(resource)
         self._contexts.detach_everywhere(resource)
         self._remove(resource)
         return OK
@@ -247,6 +248,7 @@ class Dispatcher:
         resource = self._table.get(command.resource_id)
         if resource.iov is None:
             raise GuestError(ResponseType.ERR_UNSPEC, f"resource {resource.resource_id} has no backing")
+        self._contexts.hurry(resource)
         self._plane.set_backing(resource.resource_id, None)
         self._table.detach_backing(resource)
         return OK

@@ -59,9 +59,16 @@ class Turns:
         turn.come = True
         turns = self._waiting.get(resource)
         while turns and turns[0].come:
-            first = turns.popleft()
-            first.act()
-            for place in first.places:
-                self._records.give_up(place)
+            self._act(turns.popleft())
         if not turns:
             self._waiting.pop(resource, None)
+
+    def hurry(self, resource: Resource) -> None:
+        """The guest takes the resource or its pages away, behind what still waits for its turn: that is done now."""
+        for turn in self._waiting.pop(resource, ()):
+            self._act(turn)
+
+    def _act(self, turn: _Turn) -> None:
+        turn.act()
+        for place in turn.places:
+            self._records.give_up(place)
