@@ -19,7 +19,7 @@ from OpenGL.error import EGLError
 from context_worker.egl import EglDisplay
 from native.engines import ResourceArguments
 from native.owned_fd import OwnedFd
-from native.shared_formats import SHARED_FORMATS, holds, is_fourcc_of, is_image, packed_layout
+from native.shared_formats import SHARED_FORMATS, holds, is_fourcc_of, is_image, packed_layout, with_alpha
 from native.storage import MODIFIER_INVALID, MODIFIER_LINEAR, Layout, StorageKind
 from native.virgl import ImportedImage
 
@@ -81,8 +81,9 @@ class EglImages:
         if not is_fourcc_of(resource.format, layout.fourcc) or (kind is StorageKind.MEMFD and not linear):
             # The driver would go by that, and its pixels could be larger than those whose room was looked at.
             raise OSError(errno.EINVAL, f"pixels of another format: {layout}")
+        fourcc = with_alpha(layout.fourcc) or shared.fourcc
         image = self.create_image(
-            fd, Layout(layout.nbytes, layout.offset, layout.stride, shared.fourcc, layout.modifier), width, height
+            fd, Layout(layout.nbytes, layout.offset, layout.stride, fourcc, layout.modifier), width, height
         )
         return ImportedImage(_address(image), layout, shared.imported_as)
 

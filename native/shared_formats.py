@@ -80,10 +80,21 @@ _WITH_ALPHA: Final = {
 }
 
 
+def with_alpha(fourcc: int) -> int:
+    """The fourcc as which such pixels are imported."""
+    return _WITH_ALPHA.get(fourcc, fourcc)
+
+
 def is_fourcc_of(format: int, fourcc: int) -> bool:
-    """Whether pixels of this virgl format may be said to be of that fourcc; 0: nothing was said."""
+    """Whether pixels of this virgl format may be said to be of that fourcc: of the same size, in whatever order a driver
+    has their parts. 0: nothing was said."""
     shared = SHARED_FORMATS.get(format)
-    return shared is None or fourcc == 0 or _WITH_ALPHA.get(fourcc, fourcc) == shared.fourcc
+    if shared is None or fourcc == 0:
+        return True
+    return any(
+        each.fourcc == with_alpha(fourcc) and each.pixel_bytes == shared.pixel_bytes
+        for each in SHARED_FORMATS.values()
+    )
 
 
 def is_image(target: int, format: int, *, last_level: int, array_size: int, nr_samples: int, flags: int = 0) -> bool:
