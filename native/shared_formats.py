@@ -86,8 +86,8 @@ def with_alpha(fourcc: int) -> int:
 
 
 def is_fourcc_of(format: int, fourcc: int) -> bool:
-    """Whether pixels of this virgl format may be said to be of that fourcc: of the same size, in whatever order a driver
-    has their parts. 0: nothing was said."""
+    """Whether pixels of this virgl format may be said to be of that fourcc: of the same size, in whatever order a
+    driver has their parts. 0: nothing was said."""
     shared = SHARED_FORMATS.get(format)
     if shared is None or fourcc == 0:
         return True
