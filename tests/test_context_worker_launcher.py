@@ -239,7 +239,8 @@ def test_a_launcher_out_of_descriptors_says_so_and_goes_on() -> None:
             launcher.note(message)
         assert message == SpawnFailed(9, errno.EMFILE)
         process.rlimit(psutil.RLIMIT_NOFILE, limit)
-        assert len(process.children()) == 1
+        workers = [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]  # one may be a `rm`
+        assert len(workers) == 1
         launcher.start(EngineName.NULL)
         for end in (memory, ours, theirs):
             end.close()
