@@ -79,6 +79,23 @@ class Message:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class OfResource(Message):
+    """Base of messages about a resource with its v1 arguments: RESOURCE_CREATE_3D's fields (virtio 1.3, 5.7.6.9)."""
+
+    resource_id: Annotated[int, IDENT]
+    target: Annotated[int, U32]
+    format: Annotated[int, U32]
+    bind: Annotated[int, U32]
+    width: Annotated[int, U32]
+    height: Annotated[int, U32]
+    depth: Annotated[int, U32]
+    array_size: Annotated[int, U32]
+    last_level: Annotated[int, U32]
+    nr_samples: Annotated[int, U32]
+    flags: Annotated[int, U32]
+
+
 # Master to launcher.
 
 
@@ -240,22 +257,11 @@ class Exported(Message):
 
 
 @dataclass(frozen=True)
-class BlobObject(Message):
+class BlobObject(OfResource):
     """What CreateBlob made, sent before the record completes: the v1 arguments that the guest program gave the object,
     and how it lies in the storage that came with CreateBlob (offset to modifier)."""
 
     ID = 21
-    resource_id: Annotated[int, IDENT]
-    target: Annotated[int, U32]
-    format: Annotated[int, U32]
-    bind: Annotated[int, U32]
-    width: Annotated[int, U32]
-    height: Annotated[int, U32]
-    depth: Annotated[int, U32]
-    array_size: Annotated[int, U32]
-    last_level: Annotated[int, U32]
-    nr_samples: Annotated[int, U32]
-    flags: Annotated[int, U32]
     offset: Annotated[int, U64]
     stride: Annotated[int, U32]
     fourcc: Annotated[int, U32]
@@ -288,21 +294,10 @@ class CreateContext(Message):
 
 
 @dataclass(frozen=True)
-class AttachResource(Message):
+class AttachResource(OfResource):
     """Make the worker's object of a v1 resource and attach it to the context (RESOURCE_CREATE_3D's fields)."""
 
     ID = 33
-    resource_id: Annotated[int, IDENT]
-    target: Annotated[int, U32]
-    format: Annotated[int, U32]
-    bind: Annotated[int, U32]
-    width: Annotated[int, U32]
-    height: Annotated[int, U32]
-    depth: Annotated[int, U32]
-    array_size: Annotated[int, U32]
-    last_level: Annotated[int, U32]
-    nr_samples: Annotated[int, U32]
-    flags: Annotated[int, U32]
 
 
 @dataclass(frozen=True)
@@ -314,7 +309,7 @@ class DetachResource(Message):
 
 
 @dataclass(frozen=True)
-class ResourceToObject(Message):
+class ResourceToObject(OfResource):
     """Make an object of the worker's out of a resource's storage (a Handle with this ticket) and attach it to the
     context.
 
@@ -324,17 +319,6 @@ class ResourceToObject(Message):
     """
 
     ID = 36
-    resource_id: Annotated[int, IDENT]
-    target: Annotated[int, U32]
-    format: Annotated[int, U32]
-    bind: Annotated[int, U32]
-    width: Annotated[int, U32]
-    height: Annotated[int, U32]
-    depth: Annotated[int, U32]
-    array_size: Annotated[int, U32]
-    last_level: Annotated[int, U32]
-    nr_samples: Annotated[int, U32]
-    flags: Annotated[int, U32]
     kind: Annotated[StorageKind, Choice(StorageKind)]
     ticket: Annotated[int, U64]
     nbytes: Annotated[int, U64]

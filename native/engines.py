@@ -113,11 +113,16 @@ class ResourceArguments:
     flags: int
 
 
-_TEXTURE_FIELDS = tuple(name for name in ResourceArguments.__dataclass_fields__ if name != "resource_id")
+V1_FIELDS = tuple(name for name in ResourceArguments.__dataclass_fields__ if name != "resource_id")
+
+
+def v1_of(arguments: ResourceArguments) -> dict[str, int]:
+    """The fields of struct iso_texture: all but the resource's id."""
+    return {name: getattr(arguments, name) for name in V1_FIELDS}
 
 
 def _texture(arguments: ResourceArguments) -> Any:
-    return ffi.new("struct iso_texture *", {name: getattr(arguments, name) for name in _TEXTURE_FIELDS})
+    return ffi.new("struct iso_texture *", v1_of(arguments))
 
 
 class NativeEngine:

@@ -66,11 +66,13 @@ struct iso_consumer_statistics {
     uint64_t records, submits, transfers, copies, fences, completions, sleeps, doorbells;
 };
 
+struct iso_texture {
+    uint32_t target, format, bind, width, height, depth, array_size, last_level, nr_samples, flags;
+};
+
 struct iso_virgl_resource {
     uint32_t resource_id;
-    uint32_t target, format, bind;
-    uint32_t width, height, depth, array_size;
-    uint32_t last_level, nr_samples, flags;
+    struct iso_texture v1;
 };
 
 struct iso_consumer *iso_consumer_new(int ring_fd, int staging_fd, int worker_doorbell, int master_doorbell, int channel_fd,
@@ -81,10 +83,6 @@ int iso_consumer_finish(struct iso_consumer *consumer, uint32_t status);
 int iso_consumer_drain(struct iso_consumer *consumer, int timeout_ms);
 uint8_t *iso_consumer_staging(struct iso_consumer *consumer, uint64_t offset, uint64_t len);
 void iso_consumer_statistics(struct iso_consumer *consumer, struct iso_consumer_statistics *statistics);
-
-struct iso_texture {
-    uint32_t target, format, bind, width, height, depth, array_size, last_level, nr_samples, flags;
-};
 
 struct iso_null_storage {
     uint64_t nbytes, offset;

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from native._engines import ffi, lib
-from native.engines import MAX_SHADER_BYTES, NativeEngine, ResourceArguments, Status, text_of
+from native.engines import MAX_SHADER_BYTES, V1_FIELDS, NativeEngine, ResourceArguments, Status, text_of, v1_of
 from native.storage import Layout, StorageKind
 
 log = logging.getLogger(__name__)
 
-_RESOURCE_FIELDS = tuple(ResourceArguments.__dataclass_fields__)
 _IMPORTED = {StorageKind.DMABUF: lib.ISO_VIRGL_DMABUF, StorageKind.MEMFD: lib.ISO_VIRGL_MEMFD}
 
 
@@ -162,11 +161,11 @@ def iso_python_drop_image(image: Any) -> None:
 
 
 def _resource(arguments: ResourceArguments) -> Any:
-    return ffi.new("struct iso_virgl_resource *", {name: getattr(arguments, name) for name in _RESOURCE_FIELDS})
+    return ffi.new("struct iso_virgl_resource *", {"resource_id": arguments.resource_id, "v1": v1_of(arguments)})
 
 
 def _arguments(resource: Any) -> ResourceArguments:
-    return ResourceArguments(**{name: getattr(resource, name) for name in _RESOURCE_FIELDS})
+    return ResourceArguments(resource.resource_id, *(getattr(resource.v1, name) for name in V1_FIELDS))
 
 
 def _storage(kind: StorageKind, layout: Layout) -> Any:

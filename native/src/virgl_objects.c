@@ -58,32 +58,16 @@ static struct virgl_renderer_resource_create_args arguments_of(const struct iso_
 {
     return (struct virgl_renderer_resource_create_args){
         .handle = resource->resource_id,
-        .target = resource->target,
-        .format = resource->format,
-        .bind = resource->bind,
-        .width = resource->width,
-        .height = resource->height,
-        .depth = resource->depth,
-        .array_size = resource->array_size,
-        .last_level = resource->last_level,
-        .nr_samples = resource->nr_samples,
+        .target = resource->v1.target,
+        .format = resource->v1.format,
+        .bind = resource->v1.bind,
+        .width = resource->v1.width,
+        .height = resource->v1.height,
+        .depth = resource->v1.depth,
+        .array_size = resource->v1.array_size,
+        .last_level = resource->v1.last_level,
+        .nr_samples = resource->v1.nr_samples,
         .flags = flags,
-    };
-}
-
-static struct iso_texture texture_of(const struct iso_virgl_resource *resource)
-{
-    return (struct iso_texture){
-        .target = resource->target,
-        .format = resource->format,
-        .bind = resource->bind,
-        .width = resource->width,
-        .height = resource->height,
-        .depth = resource->depth,
-        .array_size = resource->array_size,
-        .last_level = resource->last_level,
-        .nr_samples = resource->nr_samples,
-        .flags = resource->flags,
     };
 }
 
@@ -97,7 +81,7 @@ static int make_own(const struct iso_virgl_resource *resource, uint32_t flags)
 /* virglrenderer does not look whether OpenGL took the image. */
 static int make_of_image(const struct iso_virgl_resource *resource, struct iso_virgl_storage *storage, int fd)
 {
-    struct virgl_renderer_resource_create_args arguments = arguments_of(resource, resource->flags & ~MAP_FLAGS);
+    struct virgl_renderer_resource_create_args arguments = arguments_of(resource, resource->v1.flags & ~MAP_FLAGS);
     void *image;
     int error = images.import ? images.import(fd, storage, resource, &image, &arguments.format) : ENOTSUP;
 
@@ -128,7 +112,7 @@ static uint32_t gl_name(uint32_t resource_id)
  */
 static int pin_data(struct object *object)
 {
-    const uint32_t id = object->resource.resource_id, width = object->resource.width;
+    const uint32_t id = object->resource.resource_id, width = object->resource.v1.width;
     struct virgl_box all = {0, 0, 0, width, 1, 1};
     int error = 0;
 
@@ -136,14 +120,14 @@ static int pin_data(struct object *object)
     if (object->buffer)
         return iso_gl_pin_buffer(object->buffer, object->pin->memory, width) ? 0 : ENOTSUP;
     object->iov = (struct iovec){object->pin->memory, width};
-    if (object->resource.bind == BIND_CUSTOM)
+    if (object->resource.v1.bind == BIND_CUSTOM)
         error = virgl_renderer_transfer_write_iov(id, 0, 0, 0, 0, &all, 0, &object->iov, 1);
     return error ? abs(error) : abs(virgl_renderer_resource_attach_iov((int)id, &object->iov, 1));
 }
 
 static int make_pinned(struct object *object, const struct iso_virgl_storage *storage, int fd)
 {
-    const uint32_t width = object->resource.width;
+    const uint32_t width = object->resource.v1.width;
 
     if (storage->offset % 4096 || storage->offset > storage->nbytes || width > storage->nbytes - storage->offset ||
         !iso_sealed_bytes(fd, storage->nbytes, storage->kind == ISO_VIRGL_DMABUF))
@@ -151,7 +135,7 @@ static int make_pinned(struct object *object, const struct iso_virgl_storage *st
     object->pin = iso_pin_new(fd, storage->offset, width);
     if (!object->pin)
         return errno;
-    int error = make_own(&object->resource, object->resource.flags & ~MAP_FLAGS);
+    int error = make_own(&object->resource, object->resource.v1.flags & ~MAP_FLAGS);
     if (!error && (error = pin_data(object)))
         virgl_renderer_resource_unref(object->resource.resource_id);
     if (error) {
@@ -165,7 +149,7 @@ static int make_pinned(struct object *object, const struct iso_virgl_storage *st
 static void unpin_data(struct object *object)
 {
     if (object->buffer)
-        iso_gl_unpin_buffer(object->buffer, object->resource.width);
+        iso_gl_unpin_buffer(object->buffer, object->resource.v1.width);
     else
         virgl_renderer_resource_detach_iov((int)object->resource.resource_id, NULL, NULL);
     iso_pin_release(object->pin);
@@ -173,7 +157,7 @@ static void unpin_data(struct object *object)
 
 static int make_in_storage(struct object *object, struct iso_virgl_storage *storage, int fd)
 {
-    if (object->resource.target == ISO_TARGET_BUFFER)
+    if (object->resource.v1.target == ISO_TARGET_BUFFER)
         return make_pinned(object, storage, fd);
     return make_of_image(&object->resource, storage, fd);
 }
@@ -189,7 +173,7 @@ static int remember_unknown(struct object *object, const struct iso_virgl_storag
 
 static bool is_known(const struct object *object)
 {
-    return object->resource.width;
+    return object->resource.v1.width;
 }
 
 static bool has(const struct object *object, uint32_t ctx_id)
@@ -261,11 +245,11 @@ int iso_virgl_resource_attach(uint32_t ctx_id, const struct iso_virgl_resource *
 {
     const uint32_t id = resource->resource_id;
 
-    if (!can_attach(ctx_id, id) || !resource->width)
+    if (!can_attach(ctx_id, id) || !resource->v1.width)
         return EINVAL;
     if (!iso_idmap_get(&objects, id)) {
         struct object *object = new_object(resource);
-        int error = object ? keep(object, make_own(resource, resource->flags)) : ENOMEM;
+        int error = object ? keep(object, make_own(resource, resource->v1.flags)) : ENOMEM;
         if (error)
             return error;
     }
@@ -278,7 +262,7 @@ static int import(const struct iso_virgl_resource *resource, struct iso_virgl_st
 
     if (!object)
         return ENOMEM;
-    return keep(object, resource->width ? make_in_storage(object, storage, fd) : remember_unknown(object, storage, fd));
+    return keep(object, resource->v1.width ? make_in_storage(object, storage, fd) : remember_unknown(object, storage, fd));
 }
 
 int iso_virgl_resource_import(uint32_t ctx_id, const struct iso_virgl_resource *resource,
@@ -334,15 +318,13 @@ void iso_virgl_resource_detach_all(uint32_t ctx_id)
 
 static int give_mirror(struct object *object, bool is_new, uint64_t nbytes, int fd)
 {
-    const struct iso_texture texture = texture_of(&object->resource);
-
     if (!is_known(object))
         return EINVAL;
     if (!gl_name(object->resource.resource_id))
         return ENOTSUP;
     iso_virgl_mirror_free(object->mirror);
     object->mirror = NULL;
-    return iso_virgl_mirror_new(object->resource.resource_id, &texture, !is_new, nbytes, fd, &object->mirror);
+    return iso_virgl_mirror_new(object->resource.resource_id, &object->resource.v1, !is_new, nbytes, fd, &object->mirror);
 }
 
 int iso_virgl_resource_mirror(uint32_t ctx_id, const struct iso_virgl_resource *resource, uint64_t nbytes, int fd)
@@ -378,32 +360,15 @@ int iso_virgl_resource_copy_in(uint32_t resource_id)
 
 /* What streams announce. */
 
-static void describe(struct iso_virgl_resource *resource, const struct iso_texture *texture)
-{
-    *resource = (struct iso_virgl_resource){
-        .resource_id = resource->resource_id,
-        .target = texture->target,
-        .format = texture->format,
-        .bind = texture->bind,
-        .width = texture->width,
-        .height = texture->height,
-        .depth = texture->depth,
-        .array_size = texture->array_size,
-        .last_level = texture->last_level,
-        .nr_samples = texture->nr_samples,
-        .flags = texture->flags,
-    };
-}
-
 static int make_blob(struct iso_virgl_resource *resource, const struct iso_texture *blob, struct iso_virgl_storage *storage, int fd)
 {
-    describe(resource, blob);
+    resource->v1 = *blob;
     if (iso_texture_bytes(blob) > storage->nbytes)
         return EINVAL;
     if (fd >= 0)
         return import(resource, storage, fd);
     struct object *object = new_object(resource);
-    return object ? keep(object, make_own(resource, resource->flags & ~MAP_FLAGS)) : ENOMEM;
+    return object ? keep(object, make_own(resource, resource->v1.flags & ~MAP_FLAGS)) : ENOMEM;
 }
 
 int iso_virgl_resource_from_blob(uint32_t ctx_id, struct iso_virgl_resource *resource, uint64_t blob_id,
@@ -428,13 +393,13 @@ static struct iso_virgl_resource type_of(const uint32_t *command)
 {
     return (struct iso_virgl_resource){
         .resource_id = command[1],
-        .target = TARGET_2D,
-        .format = command[2],
-        .bind = command[3],
-        .width = command[4],
-        .height = command[5],
-        .depth = 1,
-        .array_size = 1,
+        .v1 = {.target = TARGET_2D,
+               .format = command[2],
+               .bind = command[3],
+               .width = command[4],
+               .height = command[5],
+               .depth = 1,
+               .array_size = 1},
     };
 }
 
@@ -450,14 +415,13 @@ static bool is_set_type(const uint32_t *command)
 static int set_type(struct object *object, const uint32_t *command)
 {
     const struct iso_virgl_resource resource = type_of(command);
-    const struct iso_texture texture = texture_of(&resource);
     struct iso_virgl_storage storage = object->storage;
 
     storage.modifier = command[7] | (uint64_t)command[8] << 32;
     storage.stride = command[9];
     storage.offset += command[10];
     storage.fourcc = 0;
-    if (!iso_texture_valid(&texture) || !storage.stride)
+    if (!iso_texture_valid(&resource.v1) || !storage.stride)
         return EINVAL;
     int error = make_of_image(&resource, &storage, object->fd);
     if (error)
@@ -486,7 +450,7 @@ int iso_virgl_resource_texture(uint32_t ctx_id, uint32_t resource_id, uint32_t *
 
     if (!has(object, ctx_id))
         return ENOENT;
-    *texture = is_known(object) && object->resource.target != ISO_TARGET_BUFFER ? gl_name(resource_id) : 0;
+    *texture = is_known(object) && object->resource.v1.target != ISO_TARGET_BUFFER ? gl_name(resource_id) : 0;
     *resource = object->resource;
     return *texture ? 0 : ENOTSUP;
 }

@@ -21,12 +21,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "texture.h"
+
 /* VIRTIO_GPU_CMD_RESOURCE_CREATE_3D, virtio 1.3 section 5.7.6.8. */
 struct iso_virgl_resource {
     uint32_t resource_id;
-    uint32_t target, format, bind;
-    uint32_t width, height, depth, array_size;
-    uint32_t last_level, nr_samples, flags;
+    struct iso_texture v1;
 };
 
 enum iso_virgl_storage_kind { ISO_VIRGL_DMABUF, ISO_VIRGL_MEMFD };
